@@ -1,0 +1,164 @@
+// pysa._oracle: llama_decode of the same build, for parity tests only. Built with PYSA_TESTS; never shipped.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "base/log.h"
+#include "llama.h"
+
+namespace py = pybind11;
+
+namespace {
+
+ggml_type cache_type(const std::string & name) {
+    for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0}) {
+        if (name == ggml_type_name(type)) return type;
+    }
+    throw std::runtime_error("cache type: expected f32, f16, bf16, q8_0 or q4_0, got " + name);
+}
+
+llama_flash_attn_type flash_type(const std::string & name) {
+    if (name == "auto") return LLAMA_FLASH_ATTN_TYPE_AUTO;
+    if (name == "on") return LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    if (name == "off") return LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    throw std::runtime_error("flash_attn: expected auto, on or off, got " + name);
+}
+
+class Oracle {
+  public:
+    Oracle(const std::string & path, uint32_t n_ctx, int32_t n_threads, const std::string & type_k, const std::string & type_v,
+           uint32_t n_batch, uint32_t n_ubatch, const std::string & flash_attn, bool use_mmap, bool use_extra_bufts) {
+        pysa::init_logging();
+        pysa::take_logged_errors();
+        llama_model_params model_params = llama_model_default_params();
+        model_params.n_gpu_layers = 0;
+        model_params.load_mode = use_mmap ? LLAMA_LOAD_MODE_MMAP : LLAMA_LOAD_MODE_NONE;
+        model_params.use_extra_bufts = use_extra_bufts;
+        model_.reset(llama_model_load_from_file(path.c_str(), model_params));
+        if (!model_) throw std::runtime_error(path + ": " + pysa::take_logged_errors());
+
+        llama_context_params params = llama_context_default_params();
+        params.n_ctx = n_ctx;
+        params.n_batch = n_batch;
+        params.n_ubatch = n_ubatch;
+        params.n_threads = n_threads;
+        params.n_threads_batch = n_threads;
+        params.type_k = cache_type(type_k);
+        params.type_v = cache_type(type_v);
+        params.flash_attn_type = flash_type(flash_attn);
+        params.offload_kqv = false;
+        params.op_offload = false;
+        context_.reset(llama_init_from_model(model_.get(), params));
+        if (!context_) throw std::runtime_error(path + ": no context: " + pysa::take_logged_errors());
+        n_batch_ = static_cast<int32_t>(llama_n_batch(context_.get()));
+        n_vocab_ = llama_vocab_n_tokens(llama_model_get_vocab(model_.get()));
+    }
+
+    // Logits [n_vocab, n_out] of the last token or of every one.
+    std::vector<float> eval(const std::vector<int32_t> & tokens, bool all) {
+        if (tokens.empty()) throw std::runtime_error("tokens: expected at least one, got none");
+        for (const int32_t token : tokens) {
+            if (token < 0 || token >= n_vocab_) throw std::runtime_error("tokens: out of range: " + std::to_string(token));
+        }
+        std::vector<float> logits;
+        const int32_t n = static_cast<int32_t>(tokens.size());
+        for (int32_t start = 0; start < n; start += n_batch_) {
+            const int32_t n_now = std::min(n_batch_, n - start);
+            decode(tokens.data() + start, n_now, all, start + n_now == n);
+            if (!all && start + n_now < n) continue;
+            for (int32_t i = all ? 0 : n_now - 1; i < n_now; ++i) {
+                const float * row = llama_get_logits_ith(context_.get(), i);
+                if (row == nullptr) throw std::runtime_error("llama_decode gave no logits");
+                logits.insert(logits.end(), row, row + n_vocab_);
+            }
+        }
+        return logits;
+    }
+
+    std::vector<int32_t> greedy(const std::vector<int32_t> & tokens, int32_t n) {
+        std::vector<int32_t> generated;
+        std::vector<int32_t> pending = tokens;
+        while (static_cast<int32_t>(generated.size()) < n) {
+            const std::vector<float> logits = eval(pending, false);
+            const auto best = std::max_element(logits.begin(), logits.end());
+            pending = {static_cast<int32_t>(best - logits.begin())};
+            generated.push_back(pending.front());
+        }
+        return generated;
+    }
+
+    void reset() {
+        llama_memory_clear(llama_get_memory(context_.get()), true);
+        n_past_ = 0;
+    }
+
+    int32_t n_past() const { return n_past_; }
+    int32_t n_vocab() const { return n_vocab_; }
+    uint32_t n_ctx() const { return llama_n_ctx(context_.get()); }
+
+  private:
+    void decode(const int32_t * tokens, int32_t n, bool all, bool with_last) {
+        llama_batch batch = llama_batch_init(n, 0, 1);
+        for (int32_t i = 0; i < n; ++i) {
+            batch.token[i] = tokens[i];
+            batch.pos[i] = n_past_ + i;
+            batch.n_seq_id[i] = 1;
+            batch.seq_id[i][0] = 0;
+            batch.logits[i] = all || (with_last && i == n - 1);
+        }
+        batch.n_tokens = n;
+        const int32_t status = llama_decode(context_.get(), batch);
+        llama_batch_free(batch);
+        if (status != 0) {
+            throw std::runtime_error("llama_decode: status " + std::to_string(status) + ": " + pysa::take_logged_errors());
+        }
+        n_past_ += n;
+    }
+
+    struct FreeModel { void operator()(llama_model * model) const { llama_model_free(model); } };
+    struct FreeContext { void operator()(llama_context * context) const { llama_free(context); } };
+
+    std::unique_ptr<llama_model, FreeModel> model_;
+    std::unique_ptr<llama_context, FreeContext> context_;
+    int32_t n_batch_ = 0;
+    int32_t n_vocab_ = 0;
+    int32_t n_past_ = 0;
+};
+
+py::array_t<float> eval(Oracle & oracle, const std::vector<int32_t> & tokens, const std::string & logits) {
+    if (logits != "all" && logits != "last") throw std::runtime_error("logits: expected all or last, got " + logits);
+    std::vector<float> values;
+    {
+        py::gil_scoped_release release;
+        values = oracle.eval(tokens, logits == "all");
+    }
+    const py::ssize_t n_vocab = oracle.n_vocab();
+    py::array_t<float> array({py::ssize_t(values.size()) / n_vocab, n_vocab});
+    std::memcpy(array.mutable_data(), values.data(), values.size() * sizeof(float));
+    return array;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_oracle, module) {
+    module.doc() = "llama_decode of the pinned llama.cpp, for parity tests.";
+    py::class_<Oracle>(module, "Oracle")
+        .def(py::init<const std::string &, uint32_t, int32_t, const std::string &, const std::string &, uint32_t, uint32_t,
+                      const std::string &, bool, bool>(),
+             py::arg("path"), py::arg("n_ctx"), py::arg("n_threads"), py::arg("type_k") = "f16", py::arg("type_v") = "f16",
+             py::arg("n_batch") = 2048, py::arg("n_ubatch") = 512, py::arg("flash_attn") = "auto", py::arg("use_mmap") = true,
+             py::arg("use_extra_bufts") = true)
+        .def("eval", &eval, py::arg("tokens"), py::arg("logits") = "all")
+        .def("greedy", &Oracle::greedy, py::arg("tokens"), py::arg("n"), py::call_guard<py::gil_scoped_release>())
+        .def("reset", &Oracle::reset)
+        .def_property_readonly("n_past", &Oracle::n_past)
+        .def_property_readonly("n_vocab", &Oracle::n_vocab)
+        .def_property_readonly("n_ctx", &Oracle::n_ctx);
+}

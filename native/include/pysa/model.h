@@ -1,0 +1,62 @@
+// An opened GGUF: hyper-parameters, tensors, vocabulary, plan. Immutable; shared by sessions and threads.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "pysa/hparams.h"
+#include "pysa/kv_cache.h"
+#include "pysa/sharing_plan.h"
+#include "pysa/vocab.h"
+
+namespace pysa {
+
+class GgufFile;
+class Weights;
+
+struct ModelParams {
+    int32_t n_threads = 0;  // 0: one per physical core that the process may use
+    bool use_mmap = true;
+    bool use_repack = true;
+};
+
+class Model {
+  public:
+    // Validates the whole file before anything else reads it. ModelFileError, UnsupportedModelError, PlanError, DeviceError.
+    static std::shared_ptr<const Model> open(const std::string & path, const ModelParams & params);
+    ~Model();
+
+    const HParams & hparams() const { return hp_; }
+    const std::optional<SharingPlan> & plan() const { return plan_; }  // as the file has it, enabled or not
+    const Vocab & vocab() const { return *vocab_; }
+    std::shared_ptr<const Vocab> shared_vocab() const { return vocab_; }
+    const GgufFile & file() const { return *file_; }
+    const Weights & weights() const { return *weights_; }
+    int32_t n_threads() const { return n_threads_; }
+    bool pruned() const { return pruned_; }
+
+    // The plan that a session runs: the override if there is one, else the file's if enabled, else dense. Checked against the
+    // model and against what a pruned file lacks. PlanError.
+    SharingPlan effective_plan(const std::optional<SharingPlan> & override_plan) const;
+
+    // Cache bytes at n positions by the formula of docs/format.md.
+    MemoryReport cache_formula(const SharingPlan & plan, int64_t n, const std::string & type_k, const std::string & type_v) const;
+
+    // Identifies header and plan of the file, so that a saved session is not read into another model.
+    uint64_t fingerprint() const { return fingerprint_; }
+
+  private:
+    Model() = default;
+
+    std::shared_ptr<const GgufFile> file_;
+    HParams hp_;
+    std::optional<SharingPlan> plan_;
+    bool pruned_ = false;
+    std::shared_ptr<const Vocab> vocab_;
+    std::unique_ptr<Weights> weights_;
+    int32_t n_threads_ = 1;
+    uint64_t fingerprint_ = 0;
+};
+
+}  // namespace pysa

@@ -1,0 +1,60 @@
+// One conversation: its split cache, its position, its tokens. Used by one thread at a time; a second one gets SessionBusyError.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "pysa/kv_cache.h"
+#include "pysa/model.h"
+
+namespace pysa {
+
+enum class Logits { none, last, all };
+
+class Session {
+  public:
+    // Asked between the nodes of a graph and between ubatches; true stops the evaluation.
+    using Interrupt = std::function<bool()>;
+
+    Session(std::shared_ptr<const Model> model, const SessionParams & params, const std::optional<SharingPlan> & plan);
+    ~Session();
+
+    int64_t n_past() const;
+    int64_t n_ctx() const;
+    int32_t n_vocab() const;
+    const SharingPlan & plan() const;
+    const SessionParams & params() const;
+    std::string attention_name() const;
+    const std::vector<int32_t> & tokens() const;  // of all positions held
+
+    // Evaluates tokens after the ones held. Returns logits, f32 [n_vocab, n_out]. On any error, Interrupted included, the session
+    // is as it was. ArgumentError, ContextFullError, DeviceError, Interrupted.
+    std::vector<float> eval(const std::vector<int32_t> & tokens, Logits logits, const Interrupt & interrupt);
+
+    // Forgets positions >= n. RollbackError if the window before n has been overwritten and no checkpoint lies at n.
+    void truncate(int64_t n);
+    // The largest position <= n to which truncate can return.
+    int64_t rollback_position(int64_t n) const;
+    // Keeps the window rows of this position, so that truncate can return to it. Returns the position.
+    int64_t checkpoint();
+
+    MemoryReport memory() const;
+
+    // A versioned file with a checksum; written beside its name, then renamed. ArgumentError if it exists and not `force`.
+    void save(const std::string & path, bool force) const;
+    // The session as it was saved, with its own parameters and plan. StateFileError if the file is damaged, of another version,
+    // or made with another model.
+    static std::unique_ptr<Session> load(std::shared_ptr<const Model> model, const std::string & path);
+
+    void reset();
+
+  private:
+    class Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace pysa

@@ -1,0 +1,47 @@
+// A model's tensors in memory: mapped from the file where the CPU can use them as they lie, copied where it wants another
+// layout (repacked) or where mapping is switched off.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "file/gguf_file.h"
+#include "ggml-backend.h"
+#include "graph/arch_table.h"
+#include "pysa/hparams.h"
+
+namespace pysa {
+
+struct WeightOptions {
+    bool use_mmap = true;
+    bool use_repack = true;  // ggml's CPU layouts for fast matrix products, as llama.cpp uses them
+};
+
+class Weights {
+  public:
+    // Checks every tensor against the architecture's list first (ModelFileError with all faults), then loads.
+    Weights(std::shared_ptr<const GgufFile> file, const HParams & hp, bool pruned, WeightOptions options);
+
+    const ModelWeights & model() const { return model_; }
+    int64_t size_bytes() const { return size_bytes_; }      // all tensors
+    int64_t copied_bytes() const { return copied_bytes_; }  // of these, not mapped from the file
+
+  private:
+    struct ContextDeleter {
+        void operator()(ggml_context * ctx) const { ggml_free(ctx); }
+    };
+    struct BufferDeleter {
+        void operator()(ggml_backend_buffer * buffer) const { ggml_backend_buffer_free(buffer); }
+    };
+
+    void load(const std::vector<TensorSpec> & specs, WeightOptions options);
+
+    std::shared_ptr<const GgufFile> file_;  // keeps the mapping alive
+    ModelWeights model_;
+    std::vector<std::unique_ptr<ggml_context, ContextDeleter>> contexts_;
+    std::vector<std::unique_ptr<ggml_backend_buffer, BufferDeleter>> buffers_;
+    int64_t size_bytes_ = 0;
+    int64_t copied_bytes_ = 0;
+};
+
+}  // namespace pysa

@@ -1,0 +1,125 @@
+#include "kv/split_cache.h"
+
+#include <string>
+
+#include "pysa/error.h"
+
+namespace pysa {
+
+SplitCache::SplitCache(const HParams & hp, CacheLayout layout, CacheTypes types, ggml_backend_buffer_type_t buft, int64_t n_ctx)
+    : hp_(hp), layout_(std::move(layout)), types_(types), buft_(buft), n_ctx_(n_ctx) {
+    ring_.n_sink = layout_.n_sink;
+    ring_.n_recent = layout_.n_recent;
+    ring_.n_rows = layout_.window_rows();
+    layers_.resize(layout_.layers.size());
+}
+
+SplitCache::Layer SplitCache::allocate_layer(const LayerLayout & layout, int64_t n_rows) const {
+    Layer layer;
+    layer.n_rows = n_rows;
+    ggml_init_params params = {4 * ggml_tensor_overhead(), nullptr, true};
+    layer.ctx.reset(ggml_init(params));
+    if (!layer.ctx) throw DeviceError("KV cache: cannot allocate tensor headers; close other sessions");
+    auto make = [&](ggml_type type, int64_t n_embd_head, int64_t rows, int32_t n_heads) -> ggml_tensor * {
+        return rows == 0 || n_heads == 0 ? nullptr : ggml_new_tensor_3d(layer.ctx.get(), type, n_embd_head, rows, n_heads);
+    };
+    const int64_t n_window = std::min(ring_.n_rows, n_rows);
+    layer.tensors.k_full = make(types_.k, hp_.n_embd_head_k, n_rows, layout.n_k_full);
+    layer.tensors.v_full = make(types_.v, hp_.n_embd_head_v, n_rows, layout.n_v_full);
+    layer.tensors.k_ring = make(types_.k, hp_.n_embd_head_k, n_window, layout.n_k_ring);
+    layer.tensors.v_ring = make(types_.v, hp_.n_embd_head_v, n_window, layout.n_v_ring);
+    if (ggml_get_first_tensor(layer.ctx.get()) == nullptr) return layer;
+
+    layer.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(layer.ctx.get(), buft_));
+    if (!layer.buffer) {
+        throw DeviceError("KV cache: out of memory: expected room for " + std::to_string(n_rows) + " positions, got a failed allocation on " +
+                          ggml_backend_buft_name(buft_) + "; choose a smaller n_ctx or a smaller cache type");
+    }
+    // Rows not yet written are multiplied by weights of zero: they must be finite.
+    ggml_backend_buffer_clear(layer.buffer.get(), 0);
+    return layer;
+}
+
+void SplitCache::reserve(int64_t n) {
+    if (n <= n_rows_) return;
+    const int64_t n_rows = std::min((n + n_block - 1) / n_block * n_block, (n_ctx_ + n_block - 1) / n_block * n_block);
+    // One layer at a time, so that the peak is one layer above the cache. A failure leaves some layers larger, none smaller.
+    for (size_t il = 0; il < layers_.size(); ++il) {
+        Layer & old = layers_[il];
+        if (old.n_rows >= n_rows) continue;
+        Layer grown = allocate_layer(layout_.layers[il], n_rows);
+        auto keep_rows = [](const ggml_tensor * from, ggml_tensor * to) {
+            if (!from) return;
+            std::vector<uint8_t> rows(from->nb[2]);
+            for (int64_t head = 0; head < from->ne[2]; ++head) {
+                ggml_backend_tensor_get(from, rows.data(), head * from->nb[2], from->nb[2]);
+                ggml_backend_tensor_set(to, rows.data(), head * to->nb[2], from->nb[2]);
+            }
+        };
+        keep_rows(old.tensors.k_full, grown.tensors.k_full);
+        keep_rows(old.tensors.v_full, grown.tensors.v_full);
+        keep_rows(old.tensors.k_ring, grown.tensors.k_ring);
+        keep_rows(old.tensors.v_ring, grown.tensors.v_ring);
+        old = std::move(grown);
+    }
+    n_rows_ = n_rows;
+}
+
+void SplitCache::commit(int64_t n) {
+    n_past_ += n;
+    ring_.n_written = std::max(ring_.n_written, n_past_);
+}
+
+void SplitCache::truncate(int64_t n) {
+    n_past_ = n;
+    if (n <= ring_.n_sink) ring_.n_written = n;  // the ring starts afresh: no older row is needed any more
+}
+
+void SplitCache::clear() { restore_position(0, 0); }
+
+void SplitCache::restore_position(int64_t n_past, int64_t n_written) {
+    n_past_ = n_past;
+    ring_.n_written = n_written;
+}
+
+RingSnapshot SplitCache::snapshot() const {
+    RingSnapshot snapshot;
+    snapshot.n_past = n_past_;
+    snapshot.n_written = ring_.n_written;
+    // Up to n_written, not n_past: rows above n_past are what a later truncation check counts as held.
+    for_each_stretch(0, ring_.n_written, true, [&](const ggml_tensor * tensor, size_t offset, size_t size) {
+        const size_t at = snapshot.bytes.size();
+        snapshot.bytes.resize(at + size);
+        ggml_backend_tensor_get(tensor, snapshot.bytes.data() + at, offset, size);
+    });
+    return snapshot;
+}
+
+void SplitCache::restore(const RingSnapshot & snapshot) {
+    size_t at = 0;
+    for_each_stretch(0, snapshot.n_written, true, [&](ggml_tensor * tensor, size_t offset, size_t size) {
+        ggml_backend_tensor_set(tensor, snapshot.bytes.data() + at, offset, size);
+        at += size;
+    });
+    restore_position(snapshot.n_past, snapshot.n_written);
+}
+
+size_t SplitCache::snapshot_bytes(int64_t n_written) const {
+    size_t total = 0;
+    for_each_stretch(0, n_written, true, [&](const ggml_tensor *, size_t, size_t size) { total += size; });
+    return total;
+}
+
+CacheBytes SplitCache::allocated() const {
+    auto size = [](const ggml_tensor * t) { return t ? int64_t(ggml_nbytes(t)) : 0; };
+    CacheBytes bytes;
+    for (const Layer & layer : layers_) {
+        bytes.keys += size(layer.tensors.k_full);
+        bytes.values += size(layer.tensors.v_full);
+        bytes.window_keys += size(layer.tensors.k_ring);
+        bytes.window_values += size(layer.tensors.v_ring);
+    }
+    return bytes;
+}
+
+}  // namespace pysa

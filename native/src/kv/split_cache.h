@@ -1,0 +1,109 @@
+// The split KV cache of one session: full rows and window rows, K and V apart, on one backend buffer type.
+// Grows in blocks of rows, one layer at a time. Touched in two steps: reserve (may fail, changes nothing that is read),
+// then commit; a snapshot taken before an evaluation that overwrites the window undoes it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "ggml-backend.h"
+#include "kv/cache_layout.h"
+#include "kv/ring.h"
+
+namespace pysa {
+
+struct CacheTypes {
+    ggml_type k = GGML_TYPE_F16;
+    ggml_type v = GGML_TYPE_F16;
+};
+
+// The tensors of one layer; null where the layer keeps no such rows. Rows of a head are adjacent.
+struct LayerCache {
+    ggml_tensor * k_full = nullptr;  // [n_embd_head_k, n_rows, n_k_full]
+    ggml_tensor * v_full = nullptr;  // [n_embd_head_v, n_rows, n_v_full]
+    ggml_tensor * k_ring = nullptr;  // [n_embd_head_k, n_window_rows, n_k_ring]
+    ggml_tensor * v_ring = nullptr;  // [n_embd_head_v, n_window_rows, n_v_ring]
+};
+
+// The window rows of every layer as they were at n_past, in host memory.
+struct RingSnapshot {
+    int64_t n_past = 0;
+    int64_t n_written = 0;
+    std::vector<uint8_t> bytes;
+};
+
+class SplitCache {
+  public:
+    static constexpr int64_t n_block = 256;  // rows
+
+    SplitCache(const HParams & hp, CacheLayout layout, CacheTypes types, ggml_backend_buffer_type_t buft, int64_t n_ctx);
+
+    const CacheLayout & layout() const { return layout_; }
+    const CacheTypes & types() const { return types_; }
+    const Ring & ring() const { return ring_; }
+    const LayerCache & layer(int32_t il) const { return layers_[il].tensors; }
+    int64_t n_past() const { return n_past_; }
+    int64_t n_rows() const { return n_rows_; }
+    int64_t n_window_rows() const { return std::min(ring_.n_rows, n_rows_); }
+
+    // Makes room for positions [0, n). DeviceError if memory is not to be had; the rows held stay as they are.
+    void reserve(int64_t n);
+    // Positions [0, n_past + n) hold rows now.
+    void commit(int64_t n);
+    // Forgets positions >= n; the caller has checked ring().can_continue_at(n).
+    void truncate(int64_t n);
+    void clear();
+
+    RingSnapshot snapshot() const;
+    void restore(const RingSnapshot & snapshot);
+
+    CacheBytes allocated() const;
+    int64_t row_bytes_k() const { return int64_t(ggml_row_size(types_.k, hp_.n_embd_head_k)); }
+    int64_t row_bytes_v() const { return int64_t(ggml_row_size(types_.v, hp_.n_embd_head_v)); }
+
+    // Visits every stretch of adjacent bytes that positions [0, n_past) occupy in full tensors and [0, n_written) in rings, layer by
+    // layer, in a fixed order.
+    template <class Visit> void for_each_stretch(int64_t n_past, int64_t n_written, bool ring_only, Visit && visit) const {
+        for (const Layer & layer : layers_) {
+            const LayerCache & t = layer.tensors;
+            for (ggml_tensor * tensor : {t.k_full, t.v_full, t.k_ring, t.v_ring}) {
+                const bool is_ring = tensor == t.k_ring || tensor == t.v_ring;
+                if (!tensor || (ring_only && !is_ring)) continue;
+                const int64_t n = is_ring ? std::min(n_written, ring_.n_rows) : n_past;
+                for (int64_t head = 0; head < tensor->ne[2]; ++head)
+                    visit(tensor, size_t(head) * tensor->nb[2], size_t(n) * tensor->nb[1]);
+            }
+        }
+    }
+    size_t snapshot_bytes(int64_t n_written) const;
+    void restore_position(int64_t n_past, int64_t n_written);
+
+  private:
+    struct ContextDeleter {
+        void operator()(ggml_context * ctx) const { ggml_free(ctx); }
+    };
+    struct BufferDeleter {
+        void operator()(ggml_backend_buffer * buffer) const { ggml_backend_buffer_free(buffer); }
+    };
+    struct Layer {
+        LayerCache tensors;
+        int64_t n_rows = 0;
+        std::unique_ptr<ggml_context, ContextDeleter> ctx;
+        std::unique_ptr<ggml_backend_buffer, BufferDeleter> buffer;
+    };
+
+    Layer allocate_layer(const LayerLayout & layout, int64_t n_rows) const;
+
+    const HParams hp_;
+    const CacheLayout layout_;
+    const CacheTypes types_;
+    const ggml_backend_buffer_type_t buft_;
+    const int64_t n_ctx_;
+    Ring ring_;
+    std::vector<Layer> layers_;
+    int64_t n_past_ = 0;
+    int64_t n_rows_ = 0;
+};
+
+}  // namespace pysa
