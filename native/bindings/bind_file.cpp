@@ -44,14 +44,16 @@ py::dict gguf_read(const py::object & path) {
         const py::str name = python_text(key);
         metadata[name] = std::visit([](const auto & data) -> py::object { return to_python(data); }, value.data);
         const bool is_array = value.type == GgufType::array;
-        const py::object item_type = is_array ? py::object(py::int_(uint32_t(value.item_type))) : py::object(py::none());
+        const py::object item_type =
+            is_array ? py::object(py::int_(uint32_t(value.item_type))) : py::object(py::none());
         types[name] = py::make_tuple(uint32_t(value.type), item_type);
     }
     py::list tensors;
     for (const GgufTensor & tensor : file->tensors()) {
         py::tuple shape(tensor.n_dims);
         for (int i = 0; i < tensor.n_dims; ++i) shape[size_t(i)] = tensor.ne[i];
-        tensors.append(py::make_tuple(python_text(tensor.name), ggml_type_name(tensor.type), shape, tensor.offset, tensor.size_bytes));
+        tensors.append(py::make_tuple(python_text(tensor.name), ggml_type_name(tensor.type), shape, tensor.offset,
+                                      tensor.size_bytes));
     }
     py::dict result;
     result["version"] = file->version();
@@ -90,7 +92,8 @@ py::dict checked_plan(const py::dict & dict, int32_t n_head_kv) {
 
 void register_file(py::module_ & module) {
     module.def("gguf_read", &gguf_read, py::arg("path"), "Header of a checked GGUF file. Raises ModelFileError.");
-    module.def("gguf_plan", &gguf_plan, py::arg("path"), "The plan in a GGUF file, checked against its model; None without one.");
+    module.def("gguf_plan", &gguf_plan, py::arg("path"),
+               "The plan in a GGUF file, checked against its model; None without one.");
     module.def("check_plan", &checked_plan, py::arg("plan"), py::arg("n_head_kv"),
                "The plan with its defaults filled in. Raises PlanError with every rule that it breaks.");
 }

@@ -28,10 +28,14 @@ std::optional<SharingPlan> optional_plan(const std::optional<py::dict> & dict) {
     return dict ? std::optional<SharingPlan>(plan_from_dict(*dict)) : std::nullopt;
 }
 
-py::object model_plan(const Model & model) { return model.plan() ? py::object(plan_to_dict(*model.plan())) : py::object(py::none()); }
+py::object model_plan(const Model & model) {
+    return model.plan() ? py::object(plan_to_dict(*model.plan())) : py::object(py::none());
+}
 
-std::unique_ptr<Session> make_session(std::shared_ptr<Model> model, int64_t n_ctx, const std::string & type_k, const std::string & type_v, int32_t n_ubatch,
-                                      const std::string & attention, const std::optional<py::dict> & plan, int32_t n_slack, int64_t attn_budget_bytes) {
+std::unique_ptr<Session> make_session(std::shared_ptr<Model> model, int64_t n_ctx, const std::string & type_k,
+                                      const std::string & type_v, int32_t n_ubatch, const std::string & attention,
+                                      const std::optional<py::dict> & plan, int32_t n_slack,
+                                      int64_t distant_budget_bytes) {
     SessionParams params;
     params.n_ctx = n_ctx;
     params.type_k = type_k;
@@ -39,11 +43,12 @@ std::unique_ptr<Session> make_session(std::shared_ptr<Model> model, int64_t n_ct
     params.n_ubatch = n_ubatch;
     params.attention = attention;
     params.n_slack = n_slack;
-    params.attn_budget_bytes = attn_budget_bytes;
+    params.distant_budget_bytes = distant_budget_bytes;
     return std::make_unique<Session>(std::move(model), params, optional_plan(plan));
 }
 
-py::dict cache_bytes(const Model & model, int64_t n, const std::optional<py::dict> & plan, const std::string & type_k, const std::string & type_v) {
+py::dict cache_bytes(const Model & model, int64_t n, const std::optional<py::dict> & plan, const std::string & type_k,
+                     const std::string & type_v) {
     return memory_dict(model.cache_formula(model.effective_plan(optional_plan(plan)), n, type_k, type_v));
 }
 
@@ -53,7 +58,7 @@ std::unique_ptr<Session> load_session(std::shared_ptr<Model> model, const py::ob
     return Session::load(std::move(model), name);
 }
 
-template <class T> auto hparam(T HParams::*member) {
+template <class T> auto hparam(T HParams::* member) {
     return [member](const Model & model) { return model.hparams().*member; };
 }
 
@@ -62,7 +67,8 @@ template <class T> auto hparam(T HParams::*member) {
 void register_model(py::module_ & module) {
     const SessionParams defaults;
     py::class_<Model, std::shared_ptr<Model>>(module, "Model", "A GGUF file opened for evaluation; immutable.")
-        .def(py::init(&open_model), py::arg("path"), py::arg("n_threads") = 0, py::arg("use_mmap") = true, py::arg("use_repack") = true)
+        .def(py::init(&open_model), py::arg("path"), py::arg("n_threads") = 0, py::arg("use_mmap") = true,
+             py::arg("use_repack") = true)
         .def_property_readonly("arch", hparam(&HParams::arch))
         .def_property_readonly("n_layer", hparam(&HParams::n_layer))
         .def_property_readonly("n_head", hparam(&HParams::n_head))
@@ -75,14 +81,17 @@ void register_model(py::module_ & module) {
         .def_property_readonly("n_threads", &Model::n_threads)
         .def_property_readonly("pruned", &Model::pruned)
         .def_property_readonly("plan", &model_plan)
-        .def_property_readonly("vocab", [](const Model & model) { return std::const_pointer_cast<Vocab>(model.shared_vocab()); })
+        .def_property_readonly("vocab",
+                               [](const Model & model) { return std::const_pointer_cast<Vocab>(model.shared_vocab()); })
         .def_property_readonly("size_bytes", [](const Model & model) { return model.weights().size_bytes(); })
         .def_property_readonly("copied_bytes", [](const Model & model) { return model.weights().copied_bytes(); })
-        .def("session", &make_session, py::arg("n_ctx") = defaults.n_ctx, py::arg("type_k") = defaults.type_k, py::arg("type_v") = defaults.type_v,
-             py::arg("n_ubatch") = defaults.n_ubatch, py::arg("attention") = defaults.attention, py::arg("plan") = py::none(),
-             py::arg("n_slack") = defaults.n_slack, py::arg("attn_budget_bytes") = defaults.attn_budget_bytes)
+        .def("session", &make_session, py::arg("n_ctx") = defaults.n_ctx, py::arg("type_k") = defaults.type_k,
+             py::arg("type_v") = defaults.type_v, py::arg("n_ubatch") = defaults.n_ubatch,
+             py::arg("attention") = defaults.attention, py::arg("plan") = py::none(),
+             py::arg("n_slack") = defaults.n_slack, py::arg("distant_budget_bytes") = defaults.distant_budget_bytes)
         .def("load_session", &load_session, py::arg("path"))
-        .def("cache_bytes", &cache_bytes, py::arg("n"), py::arg("plan") = py::none(), py::arg("type_k") = defaults.type_k, py::arg("type_v") = defaults.type_v);
+        .def("cache_bytes", &cache_bytes, py::arg("n"), py::arg("plan") = py::none(),
+             py::arg("type_k") = defaults.type_k, py::arg("type_v") = defaults.type_v);
 }
 
 }  // namespace pysa

@@ -69,8 +69,10 @@ class PythonInterrupt {
     std::unique_ptr<py::error_already_set> error_;
 };
 
-py::array_t<float> eval(Session & session, const TokenArray & tokens, const std::string & logits, const py::object & interrupt, int32_t n_vocab) {
-    if (tokens.ndim() != 1) throw ArgumentError("tokens: expected shape (n,), got " + std::to_string(tokens.ndim()) + " dimensions");
+py::array_t<float> eval(Session & session, const TokenArray & tokens, const std::string & logits,
+                        const py::object & interrupt, int32_t n_vocab) {
+    if (tokens.ndim() != 1)
+        throw ArgumentError("tokens: expected shape (n,), got " + std::to_string(tokens.ndim()) + " dimensions");
     const Logits which = parse_logits(logits);
     const std::vector<int32_t> ids(tokens.data(), tokens.data() + tokens.size());
     PythonInterrupt stop(interrupt);

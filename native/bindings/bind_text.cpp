@@ -65,7 +65,9 @@ void register_text(py::module_ & module) {
         .def("tokenize", &tokenize, py::arg("text"), py::arg("add_special") = true, py::arg("parse_special") = true)
         .def(
             "token_to_piece",
-            [](const Vocab & vocab, int32_t token, bool special) { return py::bytes(vocab.token_to_piece(token, special)); },
+            [](const Vocab & vocab, int32_t token, bool special) {
+                return py::bytes(vocab.token_to_piece(token, special));
+            },
             py::arg("token"), py::arg("special") = true)
         .def(
             "detokenize",

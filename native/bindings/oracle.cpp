@@ -33,8 +33,9 @@ llama_flash_attn_type flash_type(const std::string & name) {
 
 class Oracle {
   public:
-    Oracle(const std::string & path, uint32_t n_ctx, int32_t n_threads, const std::string & type_k, const std::string & type_v,
-           uint32_t n_batch, uint32_t n_ubatch, const std::string & flash_attn, bool use_mmap, bool use_extra_bufts) {
+    Oracle(const std::string & path, uint32_t n_ctx, int32_t n_threads, const std::string & type_k,
+           const std::string & type_v, uint32_t n_batch, uint32_t n_ubatch, const std::string & flash_attn,
+           bool use_mmap, bool use_extra_bufts) {
         pysa::init_logging();
         pysa::take_logged_errors();
         llama_model_params model_params = llama_model_default_params();
@@ -65,7 +66,8 @@ class Oracle {
     std::vector<float> eval(const std::vector<int32_t> & tokens, bool all) {
         if (tokens.empty()) throw std::runtime_error("tokens: expected at least one, got none");
         for (const int32_t token : tokens) {
-            if (token < 0 || token >= n_vocab_) throw std::runtime_error("tokens: out of range: " + std::to_string(token));
+            if (token < 0 || token >= n_vocab_)
+                throw std::runtime_error("tokens: out of range: " + std::to_string(token));
         }
         std::vector<float> logits;
         const int32_t n = static_cast<int32_t>(tokens.size());
@@ -117,13 +119,18 @@ class Oracle {
         const int32_t status = llama_decode(context_.get(), batch);
         llama_batch_free(batch);
         if (status != 0) {
-            throw std::runtime_error("llama_decode: status " + std::to_string(status) + ": " + pysa::take_logged_errors());
+            throw std::runtime_error("llama_decode: status " + std::to_string(status) + ": " +
+                                     pysa::take_logged_errors());
         }
         n_past_ += n;
     }
 
-    struct FreeModel { void operator()(llama_model * model) const { llama_model_free(model); } };
-    struct FreeContext { void operator()(llama_context * context) const { llama_free(context); } };
+    struct FreeModel {
+        void operator()(llama_model * model) const { llama_model_free(model); }
+    };
+    struct FreeContext {
+        void operator()(llama_context * context) const { llama_free(context); }
+    };
 
     std::unique_ptr<llama_model, FreeModel> model_;
     std::unique_ptr<llama_context, FreeContext> context_;
@@ -150,11 +157,11 @@ py::array_t<float> eval(Oracle & oracle, const std::vector<int32_t> & tokens, co
 PYBIND11_MODULE(_oracle, module) {
     module.doc() = "llama_decode of the pinned llama.cpp, for parity tests.";
     py::class_<Oracle>(module, "Oracle")
-        .def(py::init<const std::string &, uint32_t, int32_t, const std::string &, const std::string &, uint32_t, uint32_t,
-                      const std::string &, bool, bool>(),
-             py::arg("path"), py::arg("n_ctx"), py::arg("n_threads"), py::arg("type_k") = "f16", py::arg("type_v") = "f16",
-             py::arg("n_batch") = 2048, py::arg("n_ubatch") = 512, py::arg("flash_attn") = "auto", py::arg("use_mmap") = true,
-             py::arg("use_extra_bufts") = true)
+        .def(py::init<const std::string &, uint32_t, int32_t, const std::string &, const std::string &, uint32_t,
+                      uint32_t, const std::string &, bool, bool>(),
+             py::arg("path"), py::arg("n_ctx"), py::arg("n_threads"), py::arg("type_k") = "f16",
+             py::arg("type_v") = "f16", py::arg("n_batch") = 2048, py::arg("n_ubatch") = 512,
+             py::arg("flash_attn") = "auto", py::arg("use_mmap") = true, py::arg("use_extra_bufts") = true)
         .def("eval", &eval, py::arg("tokens"), py::arg("logits") = "all")
         .def("greedy", &Oracle::greedy, py::arg("tokens"), py::arg("n"), py::call_guard<py::gil_scoped_release>())
         .def("reset", &Oracle::reset)

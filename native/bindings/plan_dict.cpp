@@ -23,7 +23,8 @@ class DictReader {
     void refuse_unknown(const std::set<std::string> & known) {
         for (const auto & item : dict_) {
             const std::string key = py::isinstance<py::str>(item.first) ? text_of(item.first) : type_name(item.first);
-            if (known.count(key) == 0) faults_.add(quoted(key) + ": expected a key of plan version 1, got an unknown one");
+            if (known.count(key) == 0)
+                faults_.add(quoted(key) + ": expected a key of plan version 1, got an unknown one");
         }
     }
 
@@ -44,8 +45,8 @@ class DictReader {
         if (!number) {
             mistyped(key, "an integer", value);
         } else if (*number < low || *number > high) {
-            faults_.add(std::string(key) + ": expected " + std::to_string(low) + " to " + std::to_string(high) + ", got " +
-                        std::to_string(*number));
+            faults_.add(std::string(key) + ": expected " + std::to_string(low) + " to " + std::to_string(high) +
+                        ", got " + std::to_string(*number));
         } else {
             return *number;
         }
@@ -78,8 +79,8 @@ class DictReader {
     }
 
     // Rows of n_head values, n_layer of them, joined.
-    template <class T>
-    std::vector<T> rows(const char * key, bool required, int64_t n_layer, int64_t n_head, std::optional<T> (*convert)(py::handle)) {
+    template <class T> std::vector<T> rows(const char * key, bool required, int64_t n_layer, int64_t n_head,
+                                           std::optional<T> (*convert)(py::handle)) {
         std::vector<T> values;
         const py::object outer = find(key, required);
         if (!outer) return values;
@@ -89,7 +90,8 @@ class DictReader {
         }
         const size_t n_rows = py::len(outer);
         if (int64_t(n_rows) != n_layer) {
-            faults_.add(std::string(key) + ": expected " + std::to_string(n_layer) + " rows, one per layer, got " + std::to_string(n_rows));
+            faults_.add(std::string(key) + ": expected " + std::to_string(n_layer) + " rows, one per layer, got " +
+                        std::to_string(n_rows));
         }
         size_t il = 0;
         for (const py::handle row : outer) {
@@ -102,7 +104,8 @@ class DictReader {
             for (const py::handle item : row) {
                 const std::optional<T> value = convert(item);
                 if (!value) {
-                    faults_.add(place + ": expected numbers that fit, got " + type_name(item) + " " + text_of(py::repr(item)));
+                    faults_.add(place + ": expected numbers that fit, got " + type_name(item) + " " +
+                                text_of(py::repr(item)));
                     return values;
                 }
                 values.push_back(*value);
@@ -173,16 +176,18 @@ SharingPlan plan_from_dict(const py::dict & dict) {
     const py::object version = reader.find("version", true);
     faults.raise_if_any<PlanError>();
     if (DictReader::as_integer(version) != int64_t(1)) {
-        throw PlanError("plan: version: expected 1, got " + std::string(py::str(py::repr(version))) + "; a newer pysa may read it");
+        throw PlanError("plan: version: expected 1, got " + std::string(py::str(py::repr(version))) +
+                        "; a newer pysa may read it");
     }
 
-    reader.refuse_unknown({"version", "enabled", "method", "distant", "n_sink", "n_recent", "n_layer", "n_head", "skip_gate",
-                           "score_layer", "score_head", "mass_bias", "calibration"});
+    reader.refuse_unknown({"version", "enabled", "method", "distant", "n_sink", "n_recent", "n_layer", "n_head",
+                           "skip_gate", "score_layer", "score_head", "mass_bias", "calibration"});
     SharingPlan plan;
     plan.enabled = reader.boolean("enabled", true);
     plan.method = reader.text("method", false, "custom");
     const std::string distant = reader.text("distant", true, "scores");
-    if (distant != "scores" && distant != "keys") faults.add("distant: expected 'scores' or 'keys', got " + quoted(distant));
+    if (distant != "scores" && distant != "keys")
+        faults.add("distant: expected 'scores' or 'keys', got " + quoted(distant));
     plan.distant = distant == "keys" ? Distant::keys : Distant::scores;
     plan.n_sink = static_cast<int32_t>(reader.integer("n_sink", 0, max_count));
     plan.n_recent = static_cast<int32_t>(reader.integer("n_recent", 0, max_count));

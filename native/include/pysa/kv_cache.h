@@ -10,10 +10,10 @@ struct SessionParams {
     int64_t n_ctx = 0;           // positions; 0: the model's own context length
     std::string type_k = "f16";  // f32, f16, bf16, q8_0, q4_0
     std::string type_v = "f16";
-    int32_t n_ubatch = 512;             // tokens evaluated together, at most
-    std::string attention = "auto";     // auto, fused, composed
-    int32_t n_slack = 0;                // window rows kept beyond the need: so many tokens can be truncated for free
-    int64_t attn_budget_bytes = 256ll << 20;  // room for scores shared between layers; the ubatch shrinks to fit it
+    int32_t n_ubatch = 512;          // tokens evaluated together, at most
+    std::string attention = "auto";  // auto, fused, composed
+    int32_t n_slack = 0;             // window rows kept beyond the need: so many tokens can be truncated for free
+    int64_t distant_budget_bytes = 256ll << 20;  // room for scores shared between layers; the ubatch shrinks to fit it
 };
 
 // Bytes, by part, that a session holds now.

@@ -41,7 +41,8 @@ class Model {
     SharingPlan effective_plan(const std::optional<SharingPlan> & override_plan) const;
 
     // Cache bytes at n positions by the formula of docs/format.md.
-    MemoryReport cache_formula(const SharingPlan & plan, int64_t n, const std::string & type_k, const std::string & type_v) const;
+    MemoryReport cache_formula(const SharingPlan & plan, int64_t n, const std::string & type_k,
+                               const std::string & type_v) const;
 
     // Identifies header and plan of the file, so that a saved session is not read into another model.
     uint64_t fingerprint() const { return fingerprint_; }

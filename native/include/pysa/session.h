@@ -29,7 +29,7 @@ class Session {
     const SharingPlan & plan() const;
     const SessionParams & params() const;
     std::string attention_name() const;
-    const std::vector<int32_t> & tokens() const;  // of all positions held
+    std::vector<int32_t> tokens() const;  // of all positions held
 
     // Evaluates tokens after the ones held. Returns logits, f32 [n_vocab, n_out]. On any error, Interrupted included, the session
     // is as it was. ArgumentError, ContextFullError, DeviceError, Interrupted.

@@ -14,7 +14,8 @@ Compute::Compute(int32_t n_threads, size_t max_nodes) : n_threads_(n_threads) {
     if (cpu_) sched_ = ggml_backend_sched_new(&cpu_, nullptr, 1, max_nodes, false, false);
     if (!pool_ || !cpu_ || !sched_) {
         free_all();
-        throw DeviceError("CPU backend: cannot start " + std::to_string(n_threads) + " threads; choose a smaller n_threads");
+        throw DeviceError("CPU backend: cannot start " + std::to_string(n_threads) +
+                          " threads; choose a smaller n_threads");
     }
     ggml_backend_cpu_set_n_threads(cpu_, n_threads);
     ggml_backend_cpu_set_threadpool(cpu_, pool_);
@@ -38,7 +39,8 @@ bool Compute::abort_callback(void * data) {
 void Compute::allocate(ggml_cgraph * gf) {
     ggml_backend_sched_reset(sched_);
     if (!ggml_backend_sched_alloc_graph(sched_, gf))
-        throw DeviceError("compute buffer: out of memory: cannot hold the activations of a step; choose a smaller n_ubatch");
+        throw DeviceError(
+            "compute buffer: out of memory: cannot hold the activations of a step; choose a smaller n_ubatch");
 }
 
 void Compute::run(ggml_cgraph * gf, const std::function<bool()> & interrupt) {
@@ -47,7 +49,9 @@ void Compute::run(ggml_cgraph * gf, const std::function<bool()> & interrupt) {
     const ggml_status status = ggml_backend_sched_graph_compute(sched_, gf);
     interrupt_ = nullptr;
     if (interrupted_) throw Interrupted("evaluation: interrupted");
-    if (status != GGML_STATUS_SUCCESS) throw DeviceError("CPU backend: a step failed: expected success, got " + std::string(ggml_status_to_string(status)) + "; " + take_logged_errors());
+    if (status != GGML_STATUS_SUCCESS)
+        throw DeviceError("CPU backend: a step failed: expected success, got " +
+                          std::string(ggml_status_to_string(status)) + "; " + take_logged_errors());
 }
 
 }  // namespace pysa

@@ -17,7 +17,8 @@ namespace {
 // FNV-1a over the file's header: keys, tensor list and size, so also the plan.
 uint64_t header_hash(const GgufFile & file) {
     uint64_t hash = 1469598103934665603ull;
-    const uint8_t * begin = file.tensor_data(file.tensors().front()) - file.tensors().front().offset - file.data_offset();
+    const uint8_t * begin =
+        file.tensor_data(file.tensors().front()) - file.tensors().front().offset - file.data_offset();
     for (const uint8_t * p = begin; p < begin + file.data_offset(); ++p) hash = (hash ^ *p) * 1099511628211ull;
     return hash ^ file.size_bytes();
 }
@@ -36,7 +37,8 @@ std::shared_ptr<const Model> Model::open(const std::string & path, const ModelPa
     model->plan_ = read_plan(*model->file_, model->hp_);
     model->pruned_ = read_pruned(*model->file_);
     model->vocab_ = Vocab::open(*model->file_, model->hp_);
-    model->weights_ = std::make_unique<Weights>(model->file_, model->hp_, model->pruned_, WeightOptions{params.use_mmap, params.use_repack});
+    model->weights_ = std::make_unique<Weights>(model->file_, model->hp_, model->pruned_,
+                                                WeightOptions{params.use_mmap, params.use_repack});
     model->n_threads_ = params.n_threads > 0 ? params.n_threads : physical_cores();
     model->fingerprint_ = header_hash(*model->file_);
     model->effective_plan(std::nullopt);  // a pruned file must be able to run its own plan
@@ -54,16 +56,19 @@ SharingPlan Model::effective_plan(const std::optional<SharingPlan> & override_pl
     for (int32_t il = 0; il < hp_.n_layer; ++il) {
         const LayerWeights & w = weights_->model().layers[il];
         if ((layout.layers[il].needs_q && !w.wq) || (layout.layers[il].needs_k && !w.wk))
-            faults.add("layer " + std::to_string(il) + ": expected query and key weights, got a pruned file without them; run the plan in the file");
+            faults.add("layer " + std::to_string(il) +
+                       ": expected query and key weights, got a pruned file without them; run the plan in the file");
     }
     faults.raise_if_any<PlanError>();
     return plan;
 }
 
-MemoryReport Model::cache_formula(const SharingPlan & plan, int64_t n, const std::string & type_k, const std::string & type_v) const {
+MemoryReport Model::cache_formula(const SharingPlan & plan, int64_t n, const std::string & type_k,
+                                  const std::string & type_v) const {
     if (n < 0) throw ArgumentError("n: expected 0 or more positions, got " + std::to_string(n));
     const CacheTypes types = parse_cache_types(type_k, type_v, hp_);
-    const int64_t row_k = int64_t(ggml_row_size(types.k, hp_.n_embd_head_k)), row_v = int64_t(ggml_row_size(types.v, hp_.n_embd_head_v));
+    const int64_t row_k = int64_t(ggml_row_size(types.k, hp_.n_embd_head_k)),
+                  row_v = int64_t(ggml_row_size(types.v, hp_.n_embd_head_v));
     const CacheLayout layout = make_cache_layout(plan, hp_, 0);
     const CacheBytes bytes = cache_bytes(layout, n, row_k, row_v);
     MemoryReport report;

@@ -1,11 +1,11 @@
 // The vocabulary's keys, checked before libllama opens them: what it asserts would end the process, and what it only warns
 // about would run with other tokens than the model was trained on.
 #include <cstring>
-#include <set>
 #include <unordered_set>
 
 #include "base/bytes.h"
 #include "file/key_reader.h"
+#include "file/pre_tokenizers.h"
 #include "file/readers.h"
 
 namespace pysa {
@@ -14,22 +14,6 @@ namespace {
 
 enum class VocabKind { spm, bpe };
 
-// The pre-tokenizers of the pinned libllama. Left out are those that hand BPE raw text in place of byte-level text.
-const std::set<std::string> known_pre = {
-    "default", "minicpm5", "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
-    "jina-v5-nano", "deepseek-llm", "deepseek-coder", "deepseek-v3", "spark2_5", "youtu", "falcon", "mpt", "starcoder", "gpt-2",
-    "phi-2", "jina-es", "jina-de", "gigachat", "jina-v2-es", "jina-v2-de", "a.x-4.0", "mellum", "modern-bert", "jais-2",
-    "jina-v1-en", "jina-v2-code", "roberta-bpe", "refact", "command-r", "qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2",
-    "qwen35", "stablelm2", "olmo", "dbrx", "smaug-bpe", "poro-chat", "chatglm-bpe", "glm4", "glm5", "viking", "jais", "tekken",
-    "smollm", "codeshell", "bloom", "gpt3-finnish", "exaone", "exaone4", "exaone-moe", "chameleon", "minerva-7b", "megrez",
-    "gpt-4o", "llama4", "kanana2", "talkie", "granite-embed-multi-97m", "tiny_aya", "cohere2moe", "superbpe", "trillion",
-    "granite-docling", "bailingmoe", "bailingmoe2", "llada-moe", "seed-coder", "hunyuan", "hunyuan-dense", "hy_v4", "joyai-llm",
-    "kimi-k2", "ufakzeka", "grok-2", "afmoe", "laguna", "minimax-m2", "solar-open", "mellum2",
-};
-const std::set<std::string> pre_with_bos = {"llama3",   "llama-v3", "llama-bpe", "falcon3",      "falcon-h1", "pixtral",
-                                            "midm-2.0", "lfm2",     "tekken",    "jina-v5-nano", "chameleon"};
-const std::set<std::string> pre_without_bos_id = {"chatglm-bpe", "glm4", "glm5"};
-
 constexpr int token_normal = 1;
 constexpr int token_byte = 6;
 constexpr size_t max_token_bytes = 1 << 16;
@@ -37,16 +21,19 @@ constexpr uint64_t max_piece_bytes = uint64_t(256) << 20;
 
 class VocabCheck {
   public:
-    VocabCheck(const GgufFile & file, const HParams & hp) : faults_(file.path()), file_(file), keys_(file, faults_), hp_(hp) {}
+    VocabCheck(const GgufFile & file, const HParams & hp)
+        : faults_(file.path()), file_(file), keys_(file, faults_), hp_(hp) {}
 
     void run() {
         const VocabKind kind = find_kind();
         const std::vector<std::string> * tokens = keys_.text_array("tokenizer.ggml.tokens");
-        if (tokens == nullptr && !keys_.has("tokenizer.ggml.tokens")) keys_.missing("tokenizer.ggml.tokens", "array of string");
+        if (tokens == nullptr && !keys_.has("tokenizer.ggml.tokens"))
+            keys_.missing("tokenizer.ggml.tokens", "array of string");
         faults_.raise_if_any<ModelFileError>();
         n_tokens_ = tokens->size();
         if (int64_t(n_tokens_) != hp_.n_vocab) {
-            keys_.out_of_range("tokenizer.ggml.tokens", std::to_string(hp_.n_vocab) + " tokens", std::to_string(n_tokens_));
+            keys_.out_of_range("tokenizer.ggml.tokens", std::to_string(hp_.n_vocab) + " tokens",
+                               std::to_string(n_tokens_));
         }
         check_texts(*tokens);
         check_types(*tokens, kind);
@@ -65,10 +52,12 @@ class VocabCheck {
         pre_ = keys_.text("tokenizer.ggml.pre").value_or("default");
         faults_.raise_if_any<ModelFileError>();
         if (*model != "llama" && *model != "gpt2") {
-            throw UnsupportedModelError(file_.path() + ": tokenizer.ggml.model: expected llama or gpt2, got " + quoted(*model));
+            throw UnsupportedModelError(file_.path() + ": tokenizer.ggml.model: expected llama or gpt2, got " +
+                                        quoted(*model));
         }
-        if (*model == "gpt2" && known_pre.count(pre_) == 0 && !pre_.empty()) {
-            throw UnsupportedModelError(file_.path() + ": tokenizer.ggml.pre: expected a pre-tokenizer known to this pysa, got " +
+        if (*model == "gpt2" && !is_known_pre(pre_)) {
+            throw UnsupportedModelError(file_.path() +
+                                        ": tokenizer.ggml.pre: expected a pre-tokenizer known to this pysa, got " +
                                         quoted(pre_));
         }
         return *model == "llama" ? VocabKind::spm : VocabKind::bpe;
@@ -82,9 +71,11 @@ class VocabCheck {
             std::string text = tokens[id].c_str();
             if (text.empty()) text = "[EMPTY_" + std::to_string(id) + "]";
             if (text.size() > max_token_bytes) {
-                add_token(id, "expected at most " + std::to_string(max_token_bytes) + " bytes, got " + std::to_string(text.size()));
+                add_token(id, "expected at most " + std::to_string(max_token_bytes) + " bytes, got " +
+                                  std::to_string(text.size()));
             }
-            if (!seen.insert(text).second) add_token(id, "expected a text of its own, got " + quoted(text) + " a second time");
+            if (!seen.insert(text).second)
+                add_token(id, "expected a text of its own, got " + quoted(text) + " a second time");
         }
     }
 
@@ -95,15 +86,17 @@ class VocabCheck {
         for (size_t id = 0; id < tokens.size(); ++id) {
             const int64_t type = types == nullptr ? token_normal : (*types)[id];
             const std::string text = tokens[id].c_str();
-            if (type < 0 || type > token_byte) add_token(id, "expected a type from 0 to 6, got " + std::to_string(type));
+            if (type < 0 || type > token_byte)
+                add_token(id, "expected a type from 0 to 6, got " + std::to_string(type));
             if (type == token_byte && !is_byte_text(text)) {
                 add_token(id, "expected a byte token such as <0x0A>, got " + quoted(text));
             }
             if (type == token_normal && kind == VocabKind::bpe) piece_bytes += decoded_bytes(text);
         }
         if (piece_bytes > max_piece_bytes) {
-            keys_.out_of_range("tokenizer.ggml.tokens", "byte-level texts",
-                               "so many other characters that the pieces would take " + std::to_string(piece_bytes >> 20) + " MiB");
+            keys_.out_of_range(
+                "tokenizer.ggml.tokens", "byte-level texts",
+                "so many other characters that the pieces would take " + std::to_string(piece_bytes >> 20) + " MiB");
         }
     }
 
@@ -149,7 +142,8 @@ class VocabCheck {
     }
 
     void check_merges() {
-        if (!keys_.has("tokenizer.ggml.merges") && pre_ != "kimi-k2") keys_.missing("tokenizer.ggml.merges", "array of string");
+        if (!keys_.has("tokenizer.ggml.merges") && pre_ != "kimi-k2")
+            keys_.missing("tokenizer.ggml.merges", "array of string");
         const std::vector<std::string> * merges = keys_.text_array("tokenizer.ggml.merges");
         if (merges == nullptr) return;
         for (size_t i = 0; i < merges->size(); ++i) {
@@ -165,11 +159,12 @@ class VocabCheck {
 
     void check_ids() {
         for (const char * name :
-             {"bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask", "fim_pre", "fim_suf", "fim_mid", "fim_pad",
-              "fim_rep", "fim_sep", "prefix", "suffix", "middle"}) {
+             {"bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask", "fim_pre", "fim_suf", "fim_mid",
+              "fim_pad", "fim_rep", "fim_sep", "prefix", "suffix", "middle"}) {
             const std::string key = std::string("tokenizer.ggml.") + name + "_token_id";
             const std::optional<uint32_t> id = keys_.u32(key);
-            if (id && *id >= n_tokens_) keys_.out_of_range(key, "a token below " + std::to_string(n_tokens_), std::to_string(*id));
+            if (id && *id >= n_tokens_)
+                keys_.out_of_range(key, "a token below " + std::to_string(n_tokens_), std::to_string(*id));
         }
         keys_.i32_array("tokenizer.ggml.suppress_tokens");  // libllama drops ids out of range itself
     }
@@ -178,9 +173,9 @@ class VocabCheck {
     void check_bos_eos(VocabKind kind) {
         const bool is_spm = kind == VocabKind::spm;
         const auto has_id = [&](const char * key, size_t otherwise) { return keys_.has(key) || otherwise < n_tokens_; };
-        const bool add_bos = keys_.boolean("tokenizer.ggml.add_bos_token").value_or(is_spm || pre_with_bos.count(pre_) != 0);
+        const bool add_bos = keys_.boolean("tokenizer.ggml.add_bos_token").value_or(is_spm || pre_adds_bos(pre_));
         const bool add_eos = keys_.boolean("tokenizer.ggml.add_eos_token").value_or(false);
-        const size_t default_bos = is_spm ? 1 : pre_without_bos_id.count(pre_) != 0 ? SIZE_MAX : 11;
+        const size_t default_bos = is_spm ? 1 : !pre_has_bos(pre_) ? SIZE_MAX : 11;
         if (add_bos && !has_id("tokenizer.ggml.bos_token_id", default_bos)) {
             keys_.missing("tokenizer.ggml.bos_token_id", "u32, as the vocabulary adds this token to every text");
         }
@@ -191,9 +186,9 @@ class VocabCheck {
 
     void check_flags() {
         keys_.u32("tokenizer.ggml.token_type_count");
-        for (const char * key :
-             {"tokenizer.ggml.add_sep_token", "tokenizer.ggml.add_space_prefix", "tokenizer.ggml.remove_extra_whitespaces",
-              "tokenizer.ggml.normalizer.lowercase", "tokenizer.ggml.normalizer.strip_accents"}) {
+        for (const char * key : {"tokenizer.ggml.add_sep_token", "tokenizer.ggml.add_space_prefix",
+                                 "tokenizer.ggml.remove_extra_whitespaces", "tokenizer.ggml.normalizer.lowercase",
+                                 "tokenizer.ggml.normalizer.strip_accents"}) {
             keys_.boolean(key);
         }
         keys_.text("general.name");

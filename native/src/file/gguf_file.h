@@ -15,7 +15,19 @@
 namespace pysa {
 
 enum class GgufType : uint32_t {
-    u8 = 0, i8 = 1, u16 = 2, i16 = 3, u32 = 4, i32 = 5, f32 = 6, boolean = 7, string = 8, array = 9, u64 = 10, i64 = 11, f64 = 12,
+    u8 = 0,
+    i8 = 1,
+    u16 = 2,
+    i16 = 3,
+    u32 = 4,
+    i32 = 5,
+    f32 = 6,
+    boolean = 7,
+    string = 8,
+    array = 9,
+    u64 = 10,
+    i64 = 11,
+    f64 = 12,
 };
 
 const char * gguf_type_name(GgufType type);  // "u32", "string", ...
@@ -24,8 +36,8 @@ const char * gguf_type_name(GgufType type);  // "u32", "string", ...
 struct GgufValue {
     GgufType type = GgufType::u32;
     GgufType item_type = GgufType::u32;
-    std::variant<uint64_t, int64_t, double, bool, std::string, std::vector<uint64_t>, std::vector<int64_t>, std::vector<double>,
-                 std::vector<bool>, std::vector<std::string>>
+    std::variant<uint64_t, int64_t, double, bool, std::string, std::vector<uint64_t>, std::vector<int64_t>,
+                 std::vector<double>, std::vector<bool>, std::vector<std::string>>
         data;
 };
 
@@ -66,7 +78,7 @@ class GgufFile {
     const std::vector<std::pair<std::string, GgufValue>> & values() const { return values_; }
     const std::vector<GgufTensor> & tensors() const { return tensors_; }
 
-    const GgufValue * find(const std::string & key) const;          // null if absent
+    const GgufValue * find(const std::string & key) const;           // null if absent
     const GgufTensor * find_tensor(const std::string & name) const;  // null if absent
     const uint8_t * tensor_data(const GgufTensor & tensor) const { return map_->data() + data_offset_ + tensor.offset; }
 

@@ -22,9 +22,7 @@ std::string number(uint64_t value) { return std::to_string(value); }
 }  // namespace
 
 GgufParser::GgufParser(GgufFile & file)
-    : file_(file),
-      faults_(file.path_),
-      reader_(file.map_->data(), std::min(file.map_->size(), max_header_bytes)) {}
+    : file_(file), faults_(file.path_), reader_(file.map_->data(), std::min(file.map_->size(), max_header_bytes)) {}
 
 void GgufParser::parse() {
     parse_counts();
@@ -37,7 +35,8 @@ void GgufParser::parse() {
 
 void GgufParser::parse_counts() {
     if (reader_.left() < 4 || std::memcmp(reader_.cursor(), "GGUF", 4) != 0) {
-        const std::string found(reinterpret_cast<const char *>(reader_.cursor()), std::min<uint64_t>(4, reader_.left()));
+        const std::string found(reinterpret_cast<const char *>(reader_.cursor()),
+                                std::min<uint64_t>(4, reader_.left()));
         stop("magic: not a GGUF file: expected 'GGUF', got " + quoted(found));
     }
     reader_.skip(4);
@@ -48,7 +47,8 @@ void GgufParser::parse_counts() {
     }
     n_tensors_ = take<uint64_t>("tensor count");
     n_keys_ = take<uint64_t>("key count");
-    if (n_tensors_ > max_tensors) stop("tensor count: expected at most " + number(max_tensors) + ", got " + number(n_tensors_));
+    if (n_tensors_ > max_tensors)
+        stop("tensor count: expected at most " + number(max_tensors) + ", got " + number(n_tensors_));
     if (n_keys_ > max_keys) stop("key count: expected at most " + number(max_keys) + ", got " + number(n_keys_));
 }
 
@@ -77,7 +77,8 @@ void GgufParser::parse_array(const std::string & key, GgufValue & value) {
     const uint64_t n = take<uint64_t>(key);
     if (value.item_type == GgufType::array) stop(key + ": expected an array of scalars, got nested arrays");
     // Every item takes at least one byte, so a length beyond the file is found before anything is allocated.
-    if (n > reader_.left()) stop(key + ": expected at most " + number(reader_.left()) + " items in the file, got " + number(n));
+    if (n > reader_.left())
+        stop(key + ": expected at most " + number(reader_.left()) + " items in the file, got " + number(n));
     n_items_ += n;
     if (n_items_ > max_items) stop(key + ": expected at most " + number(max_items) + " items in all arrays, got more");
     switch (value.item_type) {
@@ -151,7 +152,8 @@ void GgufParser::parse_tensor(uint64_t index) {
 void GgufParser::check_shape(GgufTensor & tensor, uint32_t raw_type) {
     const std::string place = "tensor " + quoted(tensor.name);
     // Types that ggml has removed keep their number with an empty block.
-    if (raw_type >= GGML_TYPE_COUNT || ggml_blck_size(ggml_type(raw_type)) <= 0 || ggml_type_size(ggml_type(raw_type)) == 0) {
+    if (raw_type >= GGML_TYPE_COUNT || ggml_blck_size(ggml_type(raw_type)) <= 0 ||
+        ggml_type_size(ggml_type(raw_type)) == 0) {
         faults_.add(place + ": expected a type of ggml, got number " + number(raw_type));
         return;
     }
@@ -169,8 +171,8 @@ void GgufParser::check_shape(GgufTensor & tensor, uint32_t raw_type) {
         }
     }
     if (static_cast<uint64_t>(tensor.ne[0]) % block != 0) {
-        faults_.add(place + ": expected rows of a multiple of " + number(block) + " elements for " + ggml_type_name(tensor.type) +
-                    ", got " + std::to_string(tensor.ne[0]));
+        faults_.add(place + ": expected rows of a multiple of " + number(block) + " elements for " +
+                    ggml_type_name(tensor.type) + ", got " + std::to_string(tensor.ne[0]));
         return;
     }
     if (!checked_mul(n_elements / block, ggml_type_size(tensor.type), tensor.size_bytes)) {
@@ -186,7 +188,8 @@ void GgufParser::check_alignment() {
     }
     const uint64_t alignment = std::get<uint64_t>(value->data);
     if (alignment < 32 || alignment > max_alignment || (alignment & (alignment - 1)) != 0) {
-        stop("general.alignment: expected a power of two from 32 to " + number(max_alignment) + ", got " + number(alignment));
+        stop("general.alignment: expected a power of two from 32 to " + number(max_alignment) + ", got " +
+             number(alignment));
     }
     file_.alignment_ = alignment;
 }
@@ -211,8 +214,9 @@ void GgufParser::check_layout() {
         uint64_t end = 0;
         if (!checked_add(tensor.offset, tensor.size_bytes, end) || end > data_bytes ||
             !checked_pad(end, file_.alignment_, expected)) {
-            faults_.add(place + ": the file ends inside it: expected " + number(tensor.size_bytes) + " bytes at offset " +
-                        number(tensor.offset) + ", got " + number(data_bytes) + " bytes of data; download it again");
+            faults_.add(place + ": the file ends inside it: expected " + number(tensor.size_bytes) +
+                        " bytes at offset " + number(tensor.offset) + ", got " + number(data_bytes) +
+                        " bytes of data; download it again");
             return;
         }
     }
@@ -227,7 +231,8 @@ template <class T> T GgufParser::take(const std::string & place) {
 std::string GgufParser::take_string(const std::string & place) {
     const uint64_t n = take<uint64_t>(place);
     if (n > reader_.left()) {
-        stop(place + ": the file ends inside a string: expected at most " + number(reader_.left()) + " bytes, got " + number(n));
+        stop(place + ": the file ends inside a string: expected at most " + number(reader_.left()) + " bytes, got " +
+             number(n));
     }
     std::string text(reinterpret_cast<const char *>(reader_.cursor()), n);
     reader_.skip(n);

@@ -14,7 +14,9 @@ namespace pysa {
 
 namespace {
 
-[[noreturn]] void refuse(const std::string & path, const std::string & what) { throw ModelFileError(path + ": " + what); }
+[[noreturn]] void refuse(const std::string & path, const std::string & what) {
+    throw ModelFileError(path + ": " + what);
+}
 
 }  // namespace
 

@@ -38,7 +38,8 @@ const ArchRow & find_arch(const GgufFile & file, KeyReader & keys, const Faults 
         if (*name == row.name) return row;
         supported += (supported.empty() ? "" : ", ") + std::string(row.name);
     }
-    throw UnsupportedModelError(file.path() + ": general.architecture: expected one of " + supported + ", got " + quoted(*name));
+    throw UnsupportedModelError(file.path() + ": general.architecture: expected one of " + supported + ", got " +
+                                quoted(*name));
 }
 
 void check_file_kind(KeyReader & keys, Faults & unsupported) {
@@ -51,8 +52,8 @@ void check_file_kind(KeyReader & keys, Faults & unsupported) {
 }
 
 // A head count that libllama also takes as one value per layer; pysa wants them uniform.
-int32_t head_count(const GgufFile & file, KeyReader & keys, Faults & unsupported, const std::string & key, int32_t n_layer,
-                   std::optional<int32_t> otherwise) {
+int32_t head_count(const GgufFile & file, KeyReader & keys, Faults & unsupported, const std::string & key,
+                   int32_t n_layer, std::optional<int32_t> otherwise) {
     const GgufValue * value = file.find(key);
     if (value == nullptr || value->type != GgufType::array) return keys.count(key, 1, max_heads, otherwise);
 
@@ -69,8 +70,8 @@ int32_t head_count(const GgufFile & file, KeyReader & keys, Faults & unsupported
     }
     for (const int64_t item : items) {
         if (item != items.front()) {
-            unsupported.add(key + ": expected the same count in every layer, got " + std::to_string(items.front()) + " and " +
-                            std::to_string(item));
+            unsupported.add(key + ": expected the same count in every layer, got " + std::to_string(items.front()) +
+                            " and " + std::to_string(item));
             return 1;
         }
     }
@@ -88,16 +89,17 @@ void read_head_dims(KeyReader & keys, Faults & unsupported, const std::string & 
     hp.n_embd_head_k = keys.count(arch + ".attention.key_length", 2, limit, otherwise);
     hp.n_embd_head_v = keys.count(arch + ".attention.value_length", 2, limit, otherwise);
     if (hp.n_embd_head_k > limit) {
-        keys.out_of_range(arch + ".attention.head_count", "heads of at most 1024 values", std::to_string(hp.n_embd_head_k));
+        keys.out_of_range(arch + ".attention.head_count", "heads of at most 1024 values",
+                          std::to_string(hp.n_embd_head_k));
     }
     hp.rope.n_rot = keys.count(arch + ".rope.dimension_count", 2, limit, hp.n_embd_head_k);
     if (hp.n_embd_head_v != hp.n_embd_head_k) {
-        unsupported.add(arch + ".attention.value_length: expected key_length, " + std::to_string(hp.n_embd_head_k) + ", got " +
-                        std::to_string(hp.n_embd_head_v));
+        unsupported.add(arch + ".attention.value_length: expected key_length, " + std::to_string(hp.n_embd_head_k) +
+                        ", got " + std::to_string(hp.n_embd_head_v));
     }
     if (hp.rope.n_rot != hp.n_embd_head_k) {
-        unsupported.add(arch + ".rope.dimension_count: expected key_length, " + std::to_string(hp.n_embd_head_k) + ", got " +
-                        std::to_string(hp.rope.n_rot));
+        unsupported.add(arch + ".rope.dimension_count: expected key_length, " + std::to_string(hp.n_embd_head_k) +
+                        ", got " + std::to_string(hp.rope.n_rot));
     }
     if (hp.n_embd_head_k % 2 != 0) {
         keys.out_of_range(arch + ".attention.key_length", "an even number", std::to_string(hp.n_embd_head_k));
@@ -163,7 +165,8 @@ int32_t read_n_vocab(const GgufFile & file, KeyReader & keys) {
     if (tokens->empty()) keys.out_of_range("tokenizer.ggml.tokens", "at least one token", "none");
     const GgufTensor * embedding = file.find_tensor("token_embd.weight");
     if (embedding != nullptr && embedding->ne[1] != static_cast<int64_t>(tokens->size())) {
-        keys.out_of_range("tokenizer.ggml.tokens", std::to_string(embedding->ne[1]) + " tokens, one per row of token_embd.weight",
+        keys.out_of_range("tokenizer.ggml.tokens",
+                          std::to_string(embedding->ne[1]) + " tokens, one per row of token_embd.weight",
                           std::to_string(tokens->size()));
     }
     return static_cast<int32_t>(tokens->size());  // the parser bounds every array

@@ -15,7 +15,9 @@ const std::set<std::string> plan_keys = {
     "pysa.score_layer", "pysa.score_head", "pysa.mass_bias", "pysa.skip_gate", "pysa.pruned",
 };
 
-bool starts_with(const std::string & text, const std::string & prefix) { return text.compare(0, prefix.size(), prefix) == 0; }
+bool starts_with(const std::string & text, const std::string & prefix) {
+    return text.compare(0, prefix.size(), prefix) == 0;
+}
 
 void require(KeyReader & keys, const char * key, const char * type) {
     if (!keys.has(key)) keys.missing(key, type);
@@ -46,8 +48,8 @@ bool find_version(const GgufFile & file) {
         throw PlanError(file.path() + ": pysa.version: expected u32, got " + type_of(*version));
     }
     if (std::get<uint64_t>(version->data) != 1) {
-        throw PlanError(file.path() + ": pysa.version: expected 1, got " + std::to_string(std::get<uint64_t>(version->data)) +
-                        "; a newer pysa may read it");
+        throw PlanError(file.path() + ": pysa.version: expected 1, got " +
+                        std::to_string(std::get<uint64_t>(version->data)) + "; a newer pysa may read it");
     }
     return true;
 }
@@ -61,7 +63,8 @@ std::optional<SharingPlan> read_plan(const GgufFile & file, const HParams & hp) 
     KeyReader keys(file, faults);
     for (const auto & [key, value] : file.values()) {
         if (!starts_with(key, "pysa.") || starts_with(key, "pysa.calibration.")) continue;
-        if (plan_keys.count(key) == 0) faults.add(quoted(key) + ": expected a key of plan version 1, got an unknown one");
+        if (plan_keys.count(key) == 0)
+            faults.add(quoted(key) + ": expected a key of plan version 1, got an unknown one");
     }
 
     SharingPlan plan;
@@ -71,7 +74,8 @@ std::optional<SharingPlan> read_plan(const GgufFile & file, const HParams & hp) 
     plan.method = keys.text("pysa.method").value_or("custom");
     require(keys, "pysa.distant", "string");
     const std::string distant = keys.text("pysa.distant").value_or("scores");
-    if (distant != "scores" && distant != "keys") keys.out_of_range("pysa.distant", "'scores' or 'keys'", quoted(distant));
+    if (distant != "scores" && distant != "keys")
+        keys.out_of_range("pysa.distant", "'scores' or 'keys'", quoted(distant));
     plan.distant = distant == "keys" ? Distant::keys : Distant::scores;
     plan.n_sink = window_size(keys, "pysa.n_sink");
     plan.n_recent = window_size(keys, "pysa.n_recent");

@@ -20,8 +20,9 @@ class HeadRules {
         if (sl == -1 && sh == -1) {
             if (plan_.n_recent == 0) add(il, h, "a local head needs a window: expected n_recent above 0, got 0");
         } else if (sl < -1 || sl >= plan_.n_layer || sh < -1 || sh >= plan_.n_head || (sl == -1) != (sh == -1)) {
-            add(il, h, "expected a source within layers 0.." + text(plan_.n_layer - 1) + " and heads 0.." + text(plan_.n_head - 1) +
-                           ", or -1 for both, got " + pair(sl, sh));
+            add(il, h,
+                "expected a source within layers 0.." + text(plan_.n_layer - 1) + " and heads 0.." +
+                    text(plan_.n_head - 1) + ", or -1 for both, got " + pair(sl, sh));
         } else if (sl > il) {
             add(il, h, "expected a source in this layer or an earlier one, got layer " + text(sl));
         } else if (sl == il && sh != h) {
@@ -39,7 +40,9 @@ class HeadRules {
             if (sl < 0) continue;
             if (first < 0) first = sl;
             if (sl != first) {
-                add(il, h, "distant 'keys' needs one source layer per KV group: expected layer " + text(first) + ", got " + text(sl));
+                add(il, h,
+                    "distant 'keys' needs one source layer per KV group: expected layer " + text(first) + ", got " +
+                        text(sl));
                 return;
             }
         }
@@ -48,18 +51,22 @@ class HeadRules {
   private:
     void check_source(int32_t il, int32_t h, int32_t sl, int32_t sh) {
         if (plan_.kind(sl, sh) != HeadKind::owner) {
-            add(il, h, "expected a source that is an owner, got " + pair(sl, sh) + ", which is a " +
-                           (plan_.kind(sl, sh) == HeadKind::local ? "local head" : "follower"));
+            add(il, h,
+                "expected a source that is an owner, got " + pair(sl, sh) + ", which is a " +
+                    (plan_.kind(sl, sh) == HeadKind::local ? "local head" : "follower"));
         }
         if (plan_.distant == Distant::keys && sh / hp_.n_gqa() != h / hp_.n_gqa()) {
-            add(il, h, "distant 'keys' needs a source in the same KV group: expected group " + text(h / hp_.n_gqa()) + ", got " +
-                           text(sh / hp_.n_gqa()));
+            add(il, h,
+                "distant 'keys' needs a source in the same KV group: expected group " + text(h / hp_.n_gqa()) +
+                    ", got " + text(sh / hp_.n_gqa()));
         }
     }
 
     static std::string text(int32_t value) { return std::to_string(value); }
     static std::string pair(int32_t sl, int32_t sh) { return "layer " + text(sl) + " head " + text(sh); }
-    void add(int32_t il, int32_t h, const std::string & fault) { faults_.add("layer " + text(il) + " head " + text(h) + ": " + fault); }
+    void add(int32_t il, int32_t h, const std::string & fault) {
+        faults_.add("layer " + text(il) + " head " + text(h) + ": " + fault);
+    }
 
     const SharingPlan & plan_;
     const HParams & hp_;
@@ -114,7 +121,8 @@ void check_plan(const SharingPlan & plan, const HParams & hp, Faults & faults) {
     }
     for (size_t i = 0; i < plan.mass_bias.size(); ++i) {
         if (std::isfinite(plan.mass_bias[i])) continue;
-        faults.add("mass_bias: expected finite numbers, got " + std::to_string(plan.mass_bias[i]) + " at index " + std::to_string(i));
+        faults.add("mass_bias: expected finite numbers, got " + std::to_string(plan.mass_bias[i]) + " at index " +
+                   std::to_string(i));
         break;
     }
     if (!check_lengths(plan, hp, faults)) return;

@@ -29,7 +29,8 @@ std::vector<std::string> arch_names() {
 }
 
 const ArchSpec & find_arch(const std::string & name) {
-    const auto found = std::find_if(std::begin(table), std::end(table), [&](const ArchSpec & arch) { return name == arch.name; });
+    const auto found =
+        std::find_if(std::begin(table), std::end(table), [&](const ArchSpec & arch) { return name == arch.name; });
     if (found != std::end(table)) return *found;
     std::string known;
     for (const ArchSpec & arch : table) known += std::string(known.empty() ? "" : ", ") + arch.name;
@@ -51,8 +52,10 @@ std::vector<TensorSpec> tensor_specs(const ArchSpec & arch, const HParams & hp, 
     };
     for (int32_t il = 0; il < hp.n_layer; ++il) {
         LayerWeights & l = w.layers[il];
-        auto add = [&](const char * name, std::vector<int64_t> shape, Presence presence, WeightUse use, ggml_tensor ** place, bool scores_only = false) {
-            specs.push_back({"blk." + std::to_string(il) + "." + name, std::move(shape), presence, use, place, scores_only, il});
+        auto add = [&](const char * name, std::vector<int64_t> shape, Presence presence, WeightUse use,
+                       ggml_tensor ** place, bool scores_only = false) {
+            specs.push_back(
+                {"blk." + std::to_string(il) + "." + name, std::move(shape), presence, use, place, scores_only, il});
         };
         add("attn_norm.weight", {n_embd}, required, elem, &l.attn_norm);
         add("attn_q.weight", {n_embd, n_q}, required, mul, &l.wq, true);

@@ -26,15 +26,15 @@ std::vector<std::string> arch_names();
 
 // The tensors of one layer; null where the architecture or the file has none. Shapes in ggml order.
 struct LayerWeights {
-    ggml_tensor * attn_norm = nullptr;                                  // [n_embd]
-    ggml_tensor *wq = nullptr, *bq = nullptr, *q_norm = nullptr;        // [n_embd, n_embd_head_k * n_head]
-    ggml_tensor *wk = nullptr, *bk = nullptr, *k_norm = nullptr;        // [n_embd, n_embd_head_k * n_head_kv]
-    ggml_tensor *wv = nullptr, *bv = nullptr;                           // [n_embd, n_embd_head_v * n_head_kv]
-    ggml_tensor *wo = nullptr, *bo = nullptr;                           // [n_embd_head_v * n_head, n_embd]
-    ggml_tensor * ffn_norm = nullptr;                                   // [n_embd]
-    ggml_tensor *ffn_gate = nullptr, *ffn_gate_b = nullptr;             // [n_embd, n_ff]
-    ggml_tensor *ffn_up = nullptr, *ffn_up_b = nullptr;                 // [n_embd, n_ff]
-    ggml_tensor *ffn_down = nullptr, *ffn_down_b = nullptr;             // [n_ff, n_embd]
+    ggml_tensor * attn_norm = nullptr;                            // [n_embd]
+    ggml_tensor *wq = nullptr, *bq = nullptr, *q_norm = nullptr;  // [n_embd, n_embd_head_k * n_head]
+    ggml_tensor *wk = nullptr, *bk = nullptr, *k_norm = nullptr;  // [n_embd, n_embd_head_k * n_head_kv]
+    ggml_tensor *wv = nullptr, *bv = nullptr;                     // [n_embd, n_embd_head_v * n_head_kv]
+    ggml_tensor *wo = nullptr, *bo = nullptr;                     // [n_embd_head_v * n_head, n_embd]
+    ggml_tensor * ffn_norm = nullptr;                             // [n_embd]
+    ggml_tensor *ffn_gate = nullptr, *ffn_gate_b = nullptr;       // [n_embd, n_ff]
+    ggml_tensor *ffn_up = nullptr, *ffn_up_b = nullptr;           // [n_embd, n_ff]
+    ggml_tensor *ffn_down = nullptr, *ffn_down_b = nullptr;       // [n_ff, n_embd]
 };
 
 struct ModelWeights {
@@ -53,7 +53,7 @@ struct TensorSpec {
     std::vector<int64_t> shape;
     Presence presence;
     WeightUse use;
-    ggml_tensor ** place;    // in ModelWeights
+    ggml_tensor ** place;      // in ModelWeights
     bool scores_only = false;  // used for q and k alone: a pruned file may lack it
     int32_t il = -1;
 };

@@ -51,22 +51,27 @@ ggml_tensor * StepGraphBuilder::rope(ggml_context * ctx, ggml_tensor * x) const 
     const RopeParams & r = hp_.rope;
     if (r.kind == RopeKind::none) return x;
     const int mode = r.kind == RopeKind::neox ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL;
-    return ggml_rope_ext(ctx, x, positions_, weights_.rope_freqs, r.n_rot, mode, r.n_ctx_orig, r.freq_base, r.freq_scale, r.ext_factor,
-                         r.attn_factor, r.beta_fast, r.beta_slow);
+    return ggml_rope_ext(ctx, x, positions_, weights_.rope_freqs, r.n_rot, mode, r.n_ctx_orig, r.freq_base,
+                         r.freq_scale, r.ext_factor, r.attn_factor, r.beta_fast, r.beta_slow);
 }
 
 // Full rows are written before attention reads them; ring rows after it, because they overwrite rows it still needs.
-void StepGraphBuilder::write_rows(ggml_context * ctx, ggml_cgraph * gf, int32_t il, bool is_key, bool to_full, ggml_tensor * cur) const {
+void StepGraphBuilder::write_rows(ggml_context * ctx, ggml_cgraph * gf, int32_t il, bool is_key, bool to_full,
+                                  ggml_tensor * cur) const {
     const LayerLayout & layout = cache_.layout().layers[il];
     const LayerCache & cache = cache_.layer(il);
     ggml_tensor * store = is_key ? (to_full ? cache.k_full : cache.k_ring) : (to_full ? cache.v_full : cache.v_ring);
     if (!store) return;
-    const auto belongs = [&](int32_t kv) { return (is_key ? layout.kv_heads[kv].k_full : layout.kv_heads[kv].v_full) == to_full; };
+    const auto belongs = [&](int32_t kv) {
+        return (is_key ? layout.kv_heads[kv].k_full : layout.kv_heads[kv].v_full) == to_full;
+    };
     const auto write = [&](int32_t begin, int32_t n, ggml_tensor * rows, int64_t first_token) {
         if (!rows) return;
         const int64_t index = is_key ? layout.kv_heads[begin].k_index : layout.kv_heads[begin].v_index;
-        ggml_tensor * to = ggml_view_3d(ctx, store, store->ne[0], store->ne[1], n, store->nb[1], store->nb[2], index * store->nb[2]);
-        ggml_tensor * from = ggml_view_3d(ctx, cur, cur->ne[0], rows->ne[0], n, cur->nb[1], cur->nb[2], begin * cur->nb[2] + first_token * cur->nb[1]);
+        ggml_tensor * to =
+            ggml_view_3d(ctx, store, store->ne[0], store->ne[1], n, store->nb[1], store->nb[2], index * store->nb[2]);
+        ggml_tensor * from = ggml_view_3d(ctx, cur, cur->ne[0], rows->ne[0], n, cur->nb[1], cur->nb[2],
+                                          begin * cur->nb[2] + first_token * cur->nb[1]);
         ggml_build_forward_expand(gf, ggml_set_rows(ctx, to, from, rows));
     };
     for (int32_t begin = 0; begin < hp_.n_head_kv; ++begin) {
@@ -83,7 +88,8 @@ void StepGraphBuilder::write_rows(ggml_context * ctx, ggml_cgraph * gf, int32_t 
     }
 }
 
-ggml_tensor * StepGraphBuilder::attention_block(ggml_context * ctx, ggml_cgraph * gf, int32_t il, ggml_tensor * x, bool is_needed) {
+ggml_tensor * StepGraphBuilder::attention_block(ggml_context * ctx, ggml_cgraph * gf, int32_t il, ggml_tensor * x,
+                                                bool is_needed) {
     const LayerWeights & w = weights_.layers[il];
     const LayerLayout & layout = cache_.layout().layers[il];
     const int64_t n_tokens = step_.n_tokens;
@@ -172,7 +178,8 @@ void StepGraphBuilder::set_inputs(const int32_t * tokens) {
     set_values(sink_rows_, step_.n_past);
     if (tail_rows_ && tail_rows_->buffer) {
         std::vector<int64_t> rows(tail_rows_->ne[0]);
-        for (size_t i = 0; i < rows.size(); ++i) rows[i] = cache_.ring().row(step_.n_kv() - int64_t(rows.size()) + int64_t(i));
+        for (size_t i = 0; i < rows.size(); ++i)
+            rows[i] = cache_.ring().row(step_.n_kv() - int64_t(rows.size()) + int64_t(i));
         ggml_backend_tensor_set(tail_rows_, rows.data(), 0, ggml_nbytes(tail_rows_));
     }
     attention_.set_inputs();

@@ -21,7 +21,8 @@ size_t step_graph_nodes(const HParams & hp);
 
 class StepGraphBuilder {
   public:
-    StepGraphBuilder(const HParams & hp, const ModelWeights & weights, const SplitCache & cache, SharedAttention & attention)
+    StepGraphBuilder(const HParams & hp, const ModelWeights & weights, const SplitCache & cache,
+                     SharedAttention & attention)
         : hp_(hp), weights_(weights), cache_(cache), attention_(attention) {}
 
     // n_out: the last n_out tokens of the ubatch get logits.
@@ -37,7 +38,8 @@ class StepGraphBuilder {
     ggml_tensor * rope(ggml_context * ctx, ggml_tensor * x) const;
     ggml_tensor * attention_block(ggml_context * ctx, ggml_cgraph * gf, int32_t il, ggml_tensor * x, bool is_needed);
     ggml_tensor * ffn_block(ggml_context * ctx, const LayerWeights & w, ggml_tensor * x) const;
-    void write_rows(ggml_context * ctx, ggml_cgraph * gf, int32_t il, bool is_key, bool to_full, ggml_tensor * cur) const;
+    void write_rows(ggml_context * ctx, ggml_cgraph * gf, int32_t il, bool is_key, bool to_full,
+                    ggml_tensor * cur) const;
 
     const HParams & hp_;
     const ModelWeights & weights_;

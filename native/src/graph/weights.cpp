@@ -49,7 +49,9 @@ void check_tensors(const GgufFile & file, const std::vector<TensorSpec> & specs,
         }
     }
     for (const GgufTensor & tensor : file.tensors())
-        if (!known.count(tensor.name)) faults.add("tensor " + tensor.name + ": expected only tensors of the architecture, got one that it does not use");
+        if (!known.count(tensor.name))
+            faults.add("tensor " + tensor.name +
+                       ": expected only tensors of the architecture, got one that it does not use");
     faults.raise_if_any<ModelFileError>();
 }
 
@@ -67,7 +69,8 @@ std::vector<ggml_backend_buffer_type_t> repack_types(ggml_backend_dev_t cpu) {
 bool can_multiply(ggml_backend_dev_t cpu, ggml_backend_buffer_type_t buft, const GgufTensor & tensor) {
     ggml_init_params params = {4 * ggml_tensor_overhead(), nullptr, true};
     std::unique_ptr<ggml_context, decltype(&ggml_free)> ctx(ggml_init(params), ggml_free);
-    std::unique_ptr<ggml_backend_buffer, decltype(&ggml_backend_buffer_free)> buffer(ggml_backend_buft_alloc_buffer(buft, 0), ggml_backend_buffer_free);
+    std::unique_ptr<ggml_backend_buffer, decltype(&ggml_backend_buffer_free)> buffer(
+        ggml_backend_buft_alloc_buffer(buft, 0), ggml_backend_buffer_free);
     if (!ctx || !buffer) return false;
     ggml_tensor * weight = ggml_new_tensor_2d(ctx.get(), tensor.type, tensor.ne[0], tensor.ne[1]);
     ggml_tensor * input = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, tensor.ne[0], 512);
@@ -79,7 +82,8 @@ bool can_multiply(ggml_backend_dev_t cpu, ggml_backend_buffer_type_t buft, const
 
 }  // namespace
 
-Weights::Weights(std::shared_ptr<const GgufFile> file, const HParams & hp, bool pruned, WeightOptions options) : file_(std::move(file)) {
+Weights::Weights(std::shared_ptr<const GgufFile> file, const HParams & hp, bool pruned, WeightOptions options)
+    : file_(std::move(file)) {
     const std::vector<TensorSpec> specs = tensor_specs(find_arch(hp.arch), hp, model_);
     check_tensors(*file_, specs, pruned);
     load(specs, options);
@@ -88,7 +92,8 @@ Weights::Weights(std::shared_ptr<const GgufFile> file, const HParams & hp, bool 
 void Weights::load(const std::vector<TensorSpec> & specs, WeightOptions options) {
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     ggml_backend_buffer_type_t plain = ggml_backend_dev_buffer_type(cpu);
-    const std::vector<ggml_backend_buffer_type_t> repacked = options.use_repack ? repack_types(cpu) : std::vector<ggml_backend_buffer_type_t>{};
+    const std::vector<ggml_backend_buffer_type_t> repacked =
+        options.use_repack ? repack_types(cpu) : std::vector<ggml_backend_buffer_type_t>{};
 
     struct Entry {
         const GgufTensor * from;
@@ -97,7 +102,8 @@ void Weights::load(const std::vector<TensorSpec> & specs, WeightOptions options)
     std::map<ggml_backend_buffer_type_t, std::vector<Entry>> by_type;
     for (const TensorSpec & spec : specs) {
         const bool tied_output = spec.name == "output.weight" && !file_->find_tensor(spec.name);
-        const GgufTensor * tensor = tied_output ? file_->find_tensor("token_embd.weight") : file_->find_tensor(spec.name);
+        const GgufTensor * tensor =
+            tied_output ? file_->find_tensor("token_embd.weight") : file_->find_tensor(spec.name);
         if (!tensor || spec.presence == Presence::absent) continue;
         ggml_backend_buffer_type_t type = plain;
         if (spec.use == WeightUse::multiply) {
@@ -118,13 +124,16 @@ void Weights::load(const std::vector<TensorSpec> & specs, WeightOptions options)
             ggml_set_name(*entry.place, entry.from->name.c_str());
         }
         if (type == plain && options.use_mmap) {
-            uint8_t * data = const_cast<uint8_t *>(file_->tensor_data(file_->tensors().front())) - file_->tensors().front().offset;
+            uint8_t * data =
+                const_cast<uint8_t *>(file_->tensor_data(file_->tensors().front())) - file_->tensors().front().offset;
             buffers_.emplace_back(ggml_backend_cpu_buffer_from_ptr(data, file_->size_bytes() - file_->data_offset()));
             for (const Entry & entry : entries)
                 ggml_backend_tensor_alloc(buffers_.back().get(), *entry.place, data + entry.from->offset);
         } else {
             buffers_.emplace_back(ggml_backend_alloc_ctx_tensors_from_buft(ctx, type));
-            if (!buffers_.back()) throw DeviceError(file_->path() + ": out of memory: cannot hold the weights in " + ggml_backend_buft_name(type));
+            if (!buffers_.back())
+                throw DeviceError(file_->path() + ": out of memory: cannot hold the weights in " +
+                                  ggml_backend_buft_name(type));
             for (const Entry & entry : entries) {
                 ggml_backend_tensor_set(*entry.place, file_->tensor_data(*entry.from), 0, entry.from->size_bytes);
                 copied_bytes_ += int64_t(entry.from->size_bytes);

@@ -6,7 +6,8 @@
 
 namespace pysa {
 
-SplitCache::SplitCache(const HParams & hp, CacheLayout layout, CacheTypes types, ggml_backend_buffer_type_t buft, int64_t n_ctx)
+SplitCache::SplitCache(const HParams & hp, CacheLayout layout, CacheTypes types, ggml_backend_buffer_type_t buft,
+                       int64_t n_ctx)
     : hp_(hp), layout_(std::move(layout)), types_(types), buft_(buft), n_ctx_(n_ctx) {
     ring_.n_sink = layout_.n_sink;
     ring_.n_recent = layout_.n_recent;
@@ -21,7 +22,8 @@ SplitCache::Layer SplitCache::allocate_layer(const LayerLayout & layout, int64_t
     layer.ctx.reset(ggml_init(params));
     if (!layer.ctx) throw DeviceError("KV cache: cannot allocate tensor headers; close other sessions");
     auto make = [&](ggml_type type, int64_t n_embd_head, int64_t rows, int32_t n_heads) -> ggml_tensor * {
-        return rows == 0 || n_heads == 0 ? nullptr : ggml_new_tensor_3d(layer.ctx.get(), type, n_embd_head, rows, n_heads);
+        return rows == 0 || n_heads == 0 ? nullptr
+                                         : ggml_new_tensor_3d(layer.ctx.get(), type, n_embd_head, rows, n_heads);
     };
     const int64_t n_window = std::min(ring_.n_rows, n_rows);
     layer.tensors.k_full = make(types_.k, hp_.n_embd_head_k, n_rows, layout.n_k_full);
@@ -32,8 +34,9 @@ SplitCache::Layer SplitCache::allocate_layer(const LayerLayout & layout, int64_t
 
     layer.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(layer.ctx.get(), buft_));
     if (!layer.buffer) {
-        throw DeviceError("KV cache: out of memory: expected room for " + std::to_string(n_rows) + " positions, got a failed allocation on " +
-                          ggml_backend_buft_name(buft_) + "; choose a smaller n_ctx or a smaller cache type");
+        throw DeviceError("KV cache: out of memory: expected room for " + std::to_string(n_rows) +
+                          " positions, got a failed allocation on " + ggml_backend_buft_name(buft_) +
+                          "; choose a smaller n_ctx or a smaller cache type");
     }
     // Rows not yet written are multiplied by weights of zero: they must be finite.
     ggml_backend_buffer_clear(layer.buffer.get(), 0);

@@ -37,7 +37,8 @@ class SplitCache {
   public:
     static constexpr int64_t n_block = 256;  // rows
 
-    SplitCache(const HParams & hp, CacheLayout layout, CacheTypes types, ggml_backend_buffer_type_t buft, int64_t n_ctx);
+    SplitCache(const HParams & hp, CacheLayout layout, CacheTypes types, ggml_backend_buffer_type_t buft,
+               int64_t n_ctx);
 
     const CacheLayout & layout() const { return layout_; }
     const CacheTypes & types() const { return types_; }
@@ -64,7 +65,8 @@ class SplitCache {
 
     // Visits every stretch of adjacent bytes that positions [0, n_past) occupy in full tensors and [0, n_written) in rings, layer by
     // layer, in a fixed order.
-    template <class Visit> void for_each_stretch(int64_t n_past, int64_t n_written, bool ring_only, Visit && visit) const {
+    template <class Visit>
+    void for_each_stretch(int64_t n_past, int64_t n_written, bool ring_only, Visit && visit) const {
         for (const Layer & layer : layers_) {
             const LayerCache & t = layer.tensors;
             for (ggml_tensor * tensor : {t.k_full, t.v_full, t.k_ring, t.v_ring}) {

@@ -50,7 +50,8 @@ uint64_t StateHash::value() const {
 
 StateWriter::StateWriter(const std::string & path, bool force) : path_(path), temporary_(path + ".part") {
     std::error_code ignored;
-    if (!force && std::filesystem::exists(path, ignored)) throw ArgumentError(path + ": expected no file there, got one; pass force=True to replace it");
+    if (!force && std::filesystem::exists(path, ignored))
+        throw ArgumentError(path + ": expected no file there, got one; pass force=True to replace it");
     file_ = std::fopen(temporary_.c_str(), "wb");
     if (!file_) fail("cannot be created");
     put_bytes(magic, sizeof(magic));
@@ -63,7 +64,9 @@ StateWriter::~StateWriter() {
     std::remove(temporary_.c_str());
 }
 
-void StateWriter::fail(const char * what) { throw StateFileError(temporary_ + ": " + what + ": " + std::strerror(errno)); }
+void StateWriter::fail(const char * what) {
+    throw StateFileError(temporary_ + ": " + what + ": " + std::strerror(errno));
+}
 
 void StateWriter::put_text(const std::string & text) {
     put<uint64_t>(text.size());
@@ -78,7 +81,8 @@ void StateWriter::put_bytes(const void * data, size_t size) {
 
 void StateWriter::finish() {
     const uint64_t hash = hash_.value();
-    if (std::fwrite(&hash, 1, sizeof(hash), file_) != sizeof(hash) || std::fflush(file_) != 0) fail("cannot be written");
+    if (std::fwrite(&hash, 1, sizeof(hash), file_) != sizeof(hash) || std::fflush(file_) != 0)
+        fail("cannot be written");
 #ifndef _WIN32
     if (fsync(fileno(file_)) != 0) fail("cannot be flushed");
 #endif
@@ -104,13 +108,15 @@ StateReader::StateReader(const std::string & path) : path_(path) {
     uint32_t version;
     std::memcpy(&version, map_->data() + sizeof(magic), sizeof(version));
     if (version != state_version)
-        throw StateFileError(path + ": version: expected " + std::to_string(state_version) + ", got " + std::to_string(version) + "; save it again with this pysa");
+        throw StateFileError(path + ": version: expected " + std::to_string(state_version) + ", got " +
+                             std::to_string(version) + "; save it again with this pysa");
     const size_t n_hashed = size_t(map_->size() - sizeof(uint64_t));
     uint64_t expected;
     std::memcpy(&expected, map_->data() + n_hashed, sizeof(expected));
     StateHash hash;
     hash.add(map_->data(), n_hashed);
-    if (hash.value() != expected) throw StateFileError(path + ": checksum: expected the one stored, got another; the file is damaged");
+    if (hash.value() != expected)
+        throw StateFileError(path + ": checksum: expected the one stored, got another; the file is damaged");
     reader_ = std::make_unique<ByteReader>(map_->data(), n_hashed);
     reader_->skip(sizeof(magic) + sizeof(state_version));
 }
@@ -131,9 +137,12 @@ const uint8_t * StateReader::view_bytes(const char * field, size_t size) {
 }
 
 void StateReader::expect_end() {
-    if (reader_->left() != 0) throw StateFileError(path_ + ": expected its end, got " + std::to_string(reader_->left()) + " more bytes");
+    if (reader_->left() != 0)
+        throw StateFileError(path_ + ": expected its end, got " + std::to_string(reader_->left()) + " more bytes");
 }
 
-void StateReader::truncated(const char * field) const { throw StateFileError(path_ + ": " + field + ": expected more bytes, got the end of the file"); }
+void StateReader::truncated(const char * field) const {
+    throw StateFileError(path_ + ": " + field + ": expected more bytes, got the end of the file");
+}
 
 }  // namespace pysa

@@ -61,7 +61,8 @@ AttnTable make_attn_table(const SharingPlan & plan, const HParams & hp) {
             head.source_head = plan.source_head(il, h);
             head.bias = plan.bias(il, h);
             layer.is_dense &= head.kind == HeadKind::owner && head.bias == 0.0f;
-            const bool scores_distant = head.kind == HeadKind::owner || (head.kind == HeadKind::follower && plan.distant == Distant::keys);
+            const bool scores_distant =
+                head.kind == HeadKind::owner || (head.kind == HeadKind::follower && plan.distant == Distant::keys);
             if (scores_distant) layer.keys_layer[h / hp.n_gqa()] = head.source_layer;
             layer.heads.push_back(head);
         }

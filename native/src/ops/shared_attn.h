@@ -31,9 +31,9 @@ struct AttnHead {
 // What one layer's attention does, derived once from plan and hyper-parameters.
 struct AttnLayer {
     int32_t il = 0;
-    std::vector<AttnHead> heads;           // [n_head]
-    std::vector<int32_t> keys_layer;       // [n_head_kv]: layer whose K the distant scores read; -1: none
-    bool is_dense = true;                  // owners only, no bias, no gate: plain causal attention
+    std::vector<AttnHead> heads;      // [n_head]
+    std::vector<int32_t> keys_layer;  // [n_head_kv]: layer whose K the distant scores read; -1: none
+    bool is_dense = true;             // owners only, no bias, no gate: plain causal attention
 };
 
 struct AttnTable {
@@ -85,6 +85,7 @@ class SharedAttention {
 };
 
 std::unique_ptr<SharedAttention> make_composed_attention(const AttnTable & table, const SplitCache & cache);
-std::unique_ptr<SharedAttention> make_fused_cpu_attention(const AttnTable & table, const SplitCache & cache, int n_threads);
+std::unique_ptr<SharedAttention> make_fused_cpu_attention(const AttnTable & table, const SplitCache & cache,
+                                                          int n_threads);
 
 }  // namespace pysa

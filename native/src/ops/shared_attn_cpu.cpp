@@ -8,6 +8,7 @@
 #include <string>
 
 #include "ggml-cpu.h"
+#include "ops/cpu_rows.h"
 #include "ops/shared_attn.h"
 
 namespace pysa {
@@ -16,80 +17,6 @@ namespace {
 
 constexpr int64_t n_tile = 8;    // queries
 constexpr int64_t n_block = 64;  // rows converted at a time
-
-struct Range {
-    int64_t begin = 0, end = 0;
-    int64_t size() const { return std::max<int64_t>(0, end - begin); }
-};
-
-// Where the row of a position lies: the full tensor, the ring, or the ubatch that the ring has not taken yet.
-class Rows {
-  public:
-    Rows(const ggml_tensor * full, const ggml_tensor * ring, const ggml_tensor * cur, bool is_full, int64_t index, int64_t kv_head,
-         const Ring & slots, int64_t n_past)
-        : store_(is_full ? full : ring), cur_(cur), is_full_(is_full), slots_(slots), n_past_(n_past) {
-        base_ = store_ ? static_cast<const char *>(store_->data) + index * store_->nb[2] : nullptr;
-        cur_base_ = cur_ ? static_cast<const char *>(cur_->data) + kv_head * cur_->nb[2] : nullptr;
-    }
-
-    const char * row(int64_t pos) const {
-        if (is_full_) return base_ + pos * store_->nb[1];
-        if (pos >= n_past_) return cur_base_ + (pos - n_past_) * cur_->nb[1];
-        return base_ + slots_.row(pos) * store_->nb[1];
-    }
-
-    // Rows of positions [begin, begin + n) as float [n, n_embd_head].
-    void load(int64_t begin, int64_t n, float * out) const {
-        const ggml_tensor * any = store_ ? store_ : cur_;
-        const int64_t n_embd_head = any->ne[0];
-        const ggml_to_float_t to_float = ggml_get_type_traits(any->type)->to_float;
-        for (int64_t i = 0; i < n; ++i) {
-            if (any->type == GGML_TYPE_F32) {
-                std::memcpy(out + i * n_embd_head, row(begin + i), n_embd_head * sizeof(float));
-            } else {
-                to_float(row(begin + i), out + i * n_embd_head, n_embd_head);
-            }
-        }
-    }
-
-  private:
-    const ggml_tensor * store_;
-    const ggml_tensor * cur_;
-    const char * base_ = nullptr;
-    const char * cur_base_ = nullptr;
-    bool is_full_;
-    const Ring & slots_;
-    int64_t n_past_;
-};
-
-float dot(const float * a, const float * b, int64_t n) {
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
-    return sum;
-}
-
-void add_scaled(float * out, float weight, const float * row, int64_t n) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) out[i] += weight * row[i];
-}
-
-// Maximum and sum of exponentials of one part of a softmax.
-struct Part {
-    float max = -std::numeric_limits<float>::infinity();
-    float sum = 0.0f;
-};
-
-// Turns the scores of `range` into unnormalised weights in [0, 1].
-Part exponentiate(float * scores, Range range) {
-    Part part;
-    for (int64_t i = range.begin; i < range.end; ++i) part.max = std::max(part.max, scores[i]);
-    for (int64_t i = range.begin; i < range.end; ++i) {
-        scores[i] = std::exp(scores[i] - part.max);
-        part.sum += scores[i];
-    }
-    return part;
-}
 
 class FusedCpuAttention final : public SharedAttention {
   public:
@@ -100,7 +27,9 @@ class FusedCpuAttention final : public SharedAttention {
 
     const char * name() const override { return "fused"; }
 
-    int64_t bytes_per_token(int64_t n_kv) const override { return table_.n_slots * n_kv * int64_t(sizeof(ggml_fp16_t)); }
+    int64_t bytes_per_token(int64_t n_kv) const override {
+        return table_.n_slots * n_kv * int64_t(sizeof(ggml_fp16_t));
+    }
 
     void begin(ggml_context *, const AttnStep & step) override {
         step_ = step;
@@ -120,14 +49,15 @@ class FusedCpuAttention final : public SharedAttention {
             if (input) args.push_back(input);
         userdata_[il].has_q = inputs.q != nullptr;
         userdata_[il].has_k = inputs.k_cur != nullptr;
-        return ggml_custom_4d(ctx, GGML_TYPE_F32, int64_t(hp.n_embd_head_v) * hp.n_head, step_.n_tokens, 1, 1, args.data(), int(args.size()),
-                              &FusedCpuAttention::run, GGML_N_TASKS_MAX, &userdata_[il]);
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, int64_t(hp.n_embd_head_v) * hp.n_head, step_.n_tokens, 1, 1,
+                              args.data(), int(args.size()), &FusedCpuAttention::run, GGML_N_TASKS_MAX, &userdata_[il]);
     }
 
     void set_inputs() override {}
 
     int64_t size_bytes() const override {
-        return int64_t(scratch_.capacity() * sizeof(float) + weights_.capacity() * sizeof(ggml_fp16_t) + parts_.capacity() * sizeof(Part));
+        return int64_t(scratch_.capacity() * sizeof(float) + weights_.capacity() * sizeof(ggml_fp16_t) +
+                       parts_.capacity() * sizeof(Part));
     }
 
     void release() override {
@@ -148,22 +78,25 @@ class FusedCpuAttention final : public SharedAttention {
         const AttnLayer & layer;
         Rows keys, values;
         int32_t kv_head;
-        int64_t first;       // first query of the tile, within the ubatch
-        int64_t n_queries;   // of the tile
+        int64_t first;      // first query of the tile, within the ubatch
+        int64_t n_queries;  // of the tile
         const ggml_tensor * q;
-        float * window;      // [n_columns, n_gqa, n_queries]: column = position (sinks), or after the sinks, position - recent.begin
-        float * distant;     // [n_columns, n_gqa, n_queries]: column = position - n_sink
-        float * out;         // [n_embd_head_v, n_gqa, n_queries]
-        float * rows;        // [n_embd_head, n_block]
+        float *
+            window;  // [n_columns, n_gqa, n_queries]: column = position (sinks), or after the sinks, position - recent.begin
+        float * distant;           // [n_columns, n_gqa, n_queries]: column = position - n_sink
+        float * out;               // [n_embd_head_v, n_gqa, n_queries]
+        float * rows;              // [n_embd_head, n_block]
         Range sinks, recent, far;  // positions that some query of the tile needs
     };
 
     template <class T> static void resize(std::vector<T> & buffer, size_t n) {
-        if (buffer.capacity() > 4 * n + 4096) std::vector<T>().swap(buffer);  // a long prompt's room is not kept for single tokens
+        if (buffer.capacity() > 4 * n + 4096)
+            std::vector<T>().swap(buffer);  // a long prompt's room is not kept for single tokens
         try {
             if (buffer.size() < n) buffer.resize(n);
         } catch (const std::exception &) {
-            throw DeviceError("attention: out of memory: expected " + std::to_string(n * sizeof(T)) + " bytes for distant weights; choose a smaller n_ubatch");
+            throw DeviceError("attention: out of memory: expected " + std::to_string(n * sizeof(T)) +
+                              " bytes for distant weights; choose a smaller n_ubatch");
         }
     }
 
@@ -191,12 +124,21 @@ class FusedCpuAttention final : public SharedAttention {
             const int64_t n_rows = std::min(n_tile, step_.n_tokens) * hp.n_gqa();
             const int64_t t0 = step_.n_past + first, t1 = t0 + n_queries;  // positions [t0, t1)
             Unit unit{layer,
-                      Rows(rows.k_full, rows.k_ring, k_cur, kv_layout.k_full, kv_layout.k_index, kv, cache_.ring(), step_.n_past),
-                      Rows(rows.v_full, rows.v_ring, v_cur, kv_layout.v_full, kv_layout.v_index, kv, cache_.ring(), step_.n_past),
-                      kv, first, n_queries, q,
-                      scratch, scratch + n_rows * n_columns_, scratch + 2 * n_rows * n_columns_,
+                      Rows(rows.k_full, rows.k_ring, k_cur, kv_layout.k_full, kv_layout.k_index, kv, cache_.ring(),
+                           step_.n_past),
+                      Rows(rows.v_full, rows.v_ring, v_cur, kv_layout.v_full, kv_layout.v_index, kv, cache_.ring(),
+                           step_.n_past),
+                      kv,
+                      first,
+                      n_queries,
+                      q,
+                      scratch,
+                      scratch + n_rows * n_columns_,
+                      scratch + 2 * n_rows * n_columns_,
                       scratch + 2 * n_rows * n_columns_ + n_rows * hp.n_embd_head_v,
-                      {}, {}, {}};
+                      {},
+                      {},
+                      {}};
             if (table_.n_recent > 0) {
                 unit.sinks = {0, std::min<int64_t>(table_.n_sink, t1)};
                 unit.recent = {std::max<int64_t>(table_.n_sink, t0 - table_.n_recent + 1), t1};
@@ -207,8 +149,10 @@ class FusedCpuAttention final : public SharedAttention {
             softmax(unit);
             weigh_values(unit);
             for (int64_t iq = 0; iq < n_queries; ++iq) {
-                float * out = static_cast<float *>(dst->data) + (first + iq) * dst->ne[0] + int64_t(kv) * hp.n_gqa() * hp.n_embd_head_v;
-                std::memcpy(out, unit.out + iq * hp.n_gqa() * hp.n_embd_head_v, hp.n_gqa() * hp.n_embd_head_v * sizeof(float));
+                float * out = static_cast<float *>(dst->data) + (first + iq) * dst->ne[0] +
+                              int64_t(kv) * hp.n_gqa() * hp.n_embd_head_v;
+                std::memcpy(out, unit.out + iq * hp.n_gqa() * hp.n_embd_head_v,
+                            hp.n_gqa() * hp.n_embd_head_v * sizeof(float));
             }
         }
     }
@@ -219,7 +163,9 @@ class FusedCpuAttention final : public SharedAttention {
         return reinterpret_cast<const float *>(base + h * unit.q->nb[1] + (unit.first + iq) * unit.q->nb[2]);
     }
 
-    float * line(float * columns, int64_t iq, int32_t g) const { return columns + (iq * table_.hp.n_gqa() + g) * n_columns_; }
+    float * line(float * columns, int64_t iq, int32_t g) const {
+        return columns + (iq * table_.hp.n_gqa() + g) * n_columns_;
+    }
 
     // Scores of every query of the tile against the rows of `range`, to columns from `column` on.
     void score(Unit & unit, const Rows & keys, Range range, float * columns, int64_t column) const {
@@ -231,7 +177,8 @@ class FusedCpuAttention final : public SharedAttention {
                 for (int32_t g = 0; g < hp.n_gqa(); ++g) {
                     const float * q = query(unit, iq, g);
                     float * out = line(columns, iq, g) + column + (begin - range.begin);
-                    for (int64_t i = 0; i < n; ++i) out[i] = hp.kq_scale * dot(q, unit.rows + i * hp.n_embd_head_k, hp.n_embd_head_k);
+                    for (int64_t i = 0; i < n; ++i)
+                        out[i] = hp.kq_scale * dot(q, unit.rows + i * hp.n_embd_head_k, hp.n_embd_head_k);
                 }
         }
     }
@@ -247,7 +194,8 @@ class FusedCpuAttention final : public SharedAttention {
         const int32_t source = unit.layer.keys_layer[unit.kv_head];
         if (source < 0 || unit.far.size() == 0) return;
         const KvHeadLayout & layout = cache_.layout().layers[source].kv_heads[unit.kv_head];
-        const Rows keys(cache_.layer(source).k_full, nullptr, nullptr, true, layout.k_index, unit.kv_head, cache_.ring(), step_.n_past);
+        const Rows keys(cache_.layer(source).k_full, nullptr, nullptr, true, layout.k_index, unit.kv_head,
+                        cache_.ring(), step_.n_past);
         score(unit, keys, unit.far, unit.distant, 0);
     }
 
@@ -284,9 +232,11 @@ class FusedCpuAttention final : public SharedAttention {
                 const float max = std::max(near.max, dist.max + head.bias);
                 const float near_mass = near.sum * (near.sum > 0 ? std::exp(near.max - max) : 0.0f);
                 float dist_mass = dist.sum * (dist.sum > 0 ? std::exp(dist.max + head.bias - max) : 0.0f);
-                if (table_.skip_gate < 1.0f && near_mass / (near_mass + dist_mass) >= table_.skip_gate) dist_mass = 0.0f;
+                if (table_.skip_gate < 1.0f && near_mass / (near_mass + dist_mass) >= table_.skip_gate)
+                    dist_mass = 0.0f;
                 const float total = near_mass + dist_mass;
-                scale(window, unit.sinks.size() + unit.recent.size(), near.sum > 0 ? near_mass / near.sum / total : 0.0f);
+                scale(window, unit.sinks.size() + unit.recent.size(),
+                      near.sum > 0 ? near_mass / near.sum / total : 0.0f);
                 scale(distant, far.size(), dist.sum > 0 ? dist_mass / dist.sum / total : 0.0f);
                 std::fill(distant + far.size(), distant + unit.far.size(), 0.0f);
             }
@@ -298,7 +248,8 @@ class FusedCpuAttention final : public SharedAttention {
         if (table_.n_recent == 0) return {};
         const int64_t n_sinks = unit.sinks.size();
         const int64_t sink_end = std::min(t + 1, unit.sinks.end);
-        const int64_t begin = n_sinks + std::max<int64_t>(unit.recent.begin, t - table_.n_recent + 1) - unit.recent.begin;
+        const int64_t begin =
+            n_sinks + std::max<int64_t>(unit.recent.begin, t - table_.n_recent + 1) - unit.recent.begin;
         const int64_t end = n_sinks + std::max(unit.recent.begin, t + 1) - unit.recent.begin;
         const float nothing = -std::numeric_limits<float>::infinity();
         std::fill(columns + sink_end, columns + begin, nothing);
@@ -319,10 +270,12 @@ class FusedCpuAttention final : public SharedAttention {
             unit.values.load(begin, n, unit.rows);
             for (int64_t iq = 0; iq < unit.n_queries; ++iq)
                 for (int32_t g = 0; g < hp.n_gqa(); ++g) {
-                    const float * weights = columns + (iq * hp.n_gqa() + g) * n_columns_ + column + (begin - range.begin);
+                    const float * weights =
+                        columns + (iq * hp.n_gqa() + g) * n_columns_ + column + (begin - range.begin);
                     float * out = unit.out + (iq * hp.n_gqa() + g) * hp.n_embd_head_v;
                     for (int64_t i = 0; i < n; ++i)
-                        if (weights[i] != 0.0f) add_scaled(out, weights[i], unit.rows + i * hp.n_embd_head_v, hp.n_embd_head_v);
+                        if (weights[i] != 0.0f)
+                            add_scaled(out, weights[i], unit.rows + i * hp.n_embd_head_v, hp.n_embd_head_v);
                 }
         }
     }
@@ -353,7 +306,8 @@ class FusedCpuAttention final : public SharedAttention {
 
 }  // namespace
 
-std::unique_ptr<SharedAttention> make_fused_cpu_attention(const AttnTable & table, const SplitCache & cache, int n_threads) {
+std::unique_ptr<SharedAttention> make_fused_cpu_attention(const AttnTable & table, const SplitCache & cache,
+                                                          int n_threads) {
     return std::make_unique<FusedCpuAttention>(table, cache, n_threads);
 }
 

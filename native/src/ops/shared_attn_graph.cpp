@@ -29,7 +29,8 @@ class ComposedAttention final : public SharedAttention {
     const char * name() const override { return "composed"; }
 
     int64_t bytes_per_token(int64_t n_kv) const override {
-        const int64_t n_live = int64_t(table_.n_slots) + 4 * table_.hp.n_head;  // raw scores, their concatenation, its softmax
+        const int64_t n_live =
+            int64_t(table_.n_slots) + 4 * table_.hp.n_head;  // raw scores, their concatenation, its softmax
         return n_live * n_kv * int64_t(sizeof(float));
     }
 
@@ -39,8 +40,10 @@ class ComposedAttention final : public SharedAttention {
         biases_.clear();
         old_positions_.clear();
         if (table_.n_recent > 0) {
-            for (int64_t pos = 0; pos < std::min<int64_t>(table_.n_sink, step.n_past); ++pos) old_positions_.push_back(pos);
-            for (int64_t pos = cache_.ring().oldest_needed(step.n_past); pos < step.n_past; ++pos) old_positions_.push_back(pos);
+            for (int64_t pos = 0; pos < std::min<int64_t>(table_.n_sink, step.n_past); ++pos)
+                old_positions_.push_back(pos);
+            for (int64_t pos = cache_.ring().oldest_needed(step.n_past); pos < step.n_past; ++pos)
+                old_positions_.push_back(pos);
         }
         auto input = [&](ggml_type type, int64_t ne0, int64_t ne1) {
             ggml_tensor * t = ggml_new_tensor_2d(ctx, type, ne0, ne1);
@@ -72,7 +75,9 @@ class ComposedAttention final : public SharedAttention {
 
     void set_inputs() override {
         fill(mask_causal_, 0, [](int64_t t, int64_t pos) { return pos <= t; });
-        const auto near = [this](int64_t t, int64_t pos) { return pos <= t && (pos < table_.n_sink || pos > t - table_.n_recent); };
+        const auto near = [this](int64_t t, int64_t pos) {
+            return pos <= t && (pos < table_.n_sink || pos > t - table_.n_recent);
+        };
         const auto far = [this](int64_t t, int64_t pos) { return pos >= table_.n_sink && pos <= t - table_.n_recent; };
         fill_window(mask_window_, near);
         fill_window(mask_split_, near);
@@ -114,15 +119,19 @@ class ComposedAttention final : public SharedAttention {
         return ggml_view_3d(ctx, t, t->ne[0], t->ne[1], n, t->nb[1], t->nb[2], begin * t->nb[2]);
     }
 
-    static ggml_tensor * as_f32(ggml_context * ctx, ggml_tensor * t) { return t->type == GGML_TYPE_F32 ? t : ggml_cast(ctx, t, GGML_TYPE_F32); }
+    static ggml_tensor * as_f32(ggml_context * ctx, ggml_tensor * t) {
+        return t->type == GGML_TYPE_F32 ? t : ggml_cast(ctx, t, GGML_TYPE_F32);
+    }
 
     // All n_kv rows of a full tensor's heads: f32 [n_embd_head, n_kv, n].
     ggml_tensor * full_rows(ggml_context * ctx, ggml_tensor * full, int64_t index, int64_t n) const {
-        return as_f32(ctx, ggml_view_3d(ctx, full, full->ne[0], step_.n_kv(), n, full->nb[1], full->nb[2], index * full->nb[2]));
+        return as_f32(
+            ctx, ggml_view_3d(ctx, full, full->ne[0], step_.n_kv(), n, full->nb[1], full->nb[2], index * full->nb[2]));
     }
 
     // The rows of the window, older positions first, then the ubatch: f32 [n_embd_head, n_window, n].
-    ggml_tensor * window_rows(ggml_context * ctx, ggml_tensor * store, ggml_tensor * row_index, int64_t index, ggml_tensor * cur, const Run & run) const {
+    ggml_tensor * window_rows(ggml_context * ctx, ggml_tensor * store, ggml_tensor * row_index, int64_t index,
+                              ggml_tensor * cur, const Run & run) const {
         ggml_tensor * rows = as_f32(ctx, heads(ctx, cur, run.kv_begin, run.n_kv_heads()));
         if (old_positions_.empty()) return rows;
         ggml_tensor * which = ggml_view_2d(ctx, row_index, row_index->ne[0], run.n_kv_heads(), row_index->nb[1], 0);
@@ -141,7 +150,8 @@ class ComposedAttention final : public SharedAttention {
         return multiply(ctx, ggml_cont(ctx, ggml_transpose(ctx, v)), weights);
     }
 
-    ggml_tensor * build_run(ggml_context * ctx, ggml_cgraph * gf, int32_t il, const Run & run, ggml_tensor * q, const AttnInputs & in) {
+    ggml_tensor * build_run(ggml_context * ctx, ggml_cgraph * gf, int32_t il, const Run & run, ggml_tensor * q,
+                            const AttnInputs & in) {
         const AttnLayer & layer = table_.layers[il];
         const LayerCache & rows = cache_.layer(il);
         const KvHeadLayout & kv = cache_.layout().layers[il].kv_heads[run.kv_begin];
@@ -150,7 +160,8 @@ class ComposedAttention final : public SharedAttention {
         const int32_t source = layer.keys_layer[run.kv_begin];
         if (source >= 0) {
             const int32_t index = cache_.layout().layers[source].kv_heads[run.kv_begin].k_index;
-            ggml_tensor * raw = multiply(ctx, full_rows(ctx, cache_.layer(source).k_full, index, run.n_kv_heads()), q_run);
+            ggml_tensor * raw =
+                multiply(ctx, full_rows(ctx, cache_.layer(source).k_full, index, run.n_kv_heads()), q_run);
             ggml_build_forward_expand(gf, raw);
             for (int32_t h = run.h_begin; h < run.h_end; ++h) raw_[{il, h}] = {raw, h - run.h_begin};
             if (layer.is_dense) {
@@ -164,13 +175,16 @@ class ComposedAttention final : public SharedAttention {
             return weigh(ctx, full_rows(ctx, rows.v_full, kv.v_index, run.n_kv_heads()), p);
         }
 
-        ggml_tensor * k_window = window_rows(ctx, kv.k_full ? rows.k_full : rows.k_ring, kv.k_full ? old_pos_ : old_row_, kv.k_index, in.k_cur, run);
-        ggml_tensor * v_window = window_rows(ctx, kv.v_full ? rows.v_full : rows.v_ring, kv.v_full ? old_pos_ : old_row_, kv.v_index, in.v_cur, run);
+        ggml_tensor * k_window = window_rows(ctx, kv.k_full ? rows.k_full : rows.k_ring,
+                                             kv.k_full ? old_pos_ : old_row_, kv.k_index, in.k_cur, run);
+        ggml_tensor * v_window = window_rows(ctx, kv.v_full ? rows.v_full : rows.v_ring,
+                                             kv.v_full ? old_pos_ : old_row_, kv.v_index, in.v_cur, run);
         ggml_tensor * near = multiply(ctx, k_window, q_run);
         if (!distant) {
             return weigh(ctx, v_window, ggml_soft_max_ext(ctx, near, mask_window_, table_.hp.kq_scale, 0.0f));
         }
-        ggml_tensor * p = ggml_soft_max_ext(ctx, ggml_concat(ctx, near, distant, 0), mask_split_, table_.hp.kq_scale, 0.0f);
+        ggml_tensor * p =
+            ggml_soft_max_ext(ctx, ggml_concat(ctx, near, distant, 0), mask_split_, table_.hp.kq_scale, 0.0f);
         ggml_tensor * p_near = columns(ctx, p, 0, n_window());
         ggml_tensor * p_far = columns(ctx, p, n_window(), step_.n_kv());
         if (table_.skip_gate < 1.0f) apply_gate(ctx, p_near, p_far);
@@ -200,12 +214,13 @@ class ComposedAttention final : public SharedAttention {
             const bool is_local = layer.heads[h].kind == HeadKind::local;
             const HeadScores from = is_local ? any : source(h);
             int32_t n = 1;  // heads whose sources lie side by side come in one view
-            while (!is_local && h + n < run.h_end && layer.heads[h + n].kind != HeadKind::local && source(h + n).scores == from.scores &&
-                   source(h + n).index == from.index + n)
+            while (!is_local && h + n < run.h_end && layer.heads[h + n].kind != HeadKind::local &&
+                   source(h + n).scores == from.scores && source(h + n).index == from.index + n)
                 ++n;
             ggml_tensor * view = heads(ctx, from.scores, from.index, n);
             scores = scores ? ggml_concat(ctx, scores, view, 2) : view;
-            for (int32_t i = 0; i < n; ++i) bias.push_back(is_local ? minus_infinity : layer.heads[h + i].bias / table_.hp.kq_scale);
+            for (int32_t i = 0; i < n; ++i)
+                bias.push_back(is_local ? minus_infinity : layer.heads[h + i].bias / table_.hp.kq_scale);
             h += n;
         }
         for (float b : bias) all_zero &= b == 0.0f;
@@ -231,8 +246,10 @@ class ComposedAttention final : public SharedAttention {
         if (!mask || !mask->buffer) return;
         std::vector<float> row(step_.n_kv());
         for (int64_t i = 0; i < step_.n_tokens; ++i) {
-            for (int64_t pos = 0; pos < step_.n_kv(); ++pos) row[pos] = visible(step_.n_past + i, pos) ? 0.0f : minus_infinity;
-            ggml_backend_tensor_set(mask, row.data(), i * mask->nb[1] + first * sizeof(float), row.size() * sizeof(float));
+            for (int64_t pos = 0; pos < step_.n_kv(); ++pos)
+                row[pos] = visible(step_.n_past + i, pos) ? 0.0f : minus_infinity;
+            ggml_backend_tensor_set(mask, row.data(), i * mask->nb[1] + first * sizeof(float),
+                                    row.size() * sizeof(float));
         }
     }
 
@@ -252,8 +269,10 @@ class ComposedAttention final : public SharedAttention {
     template <class ToRow> void set_rows_index(ggml_tensor * index, ToRow to_row) const {
         if (!index || !index->buffer) return;
         std::vector<int32_t> rows(old_positions_.size());
-        std::transform(old_positions_.begin(), old_positions_.end(), rows.begin(), [&](int64_t pos) { return int32_t(to_row(pos)); });
-        for (int64_t i = 0; i < index->ne[1]; ++i) ggml_backend_tensor_set(index, rows.data(), i * index->nb[1], rows.size() * sizeof(int32_t));
+        std::transform(old_positions_.begin(), old_positions_.end(), rows.begin(),
+                       [&](int64_t pos) { return int32_t(to_row(pos)); });
+        for (int64_t i = 0; i < index->ne[1]; ++i)
+            ggml_backend_tensor_set(index, rows.data(), i * index->nb[1], rows.size() * sizeof(int32_t));
     }
 
     const AttnTable & table_;

@@ -40,7 +40,8 @@ std::shared_ptr<const Vocab> Vocab::open(const GgufFile & file, const HParams & 
     vocab->path_ = file.path();
     vocab->model_ = llama_model_load_from_file(file.path().c_str(), params);
     if (vocab->model_ == nullptr) {
-        throw ModelFileError(file.path() + ": libllama cannot open the vocabulary: " + quoted(take_logged_errors(), 400));
+        throw ModelFileError(file.path() +
+                             ": libllama cannot open the vocabulary: " + quoted(take_logged_errors(), 400));
     }
     vocab->vocab_ = llama_model_get_vocab(vocab->model_);
     vocab->n_tokens_ = llama_vocab_n_tokens(vocab->vocab_);
@@ -79,7 +80,8 @@ std::vector<int32_t> Vocab::tokenize(const std::string & text, bool add_special,
             tokens.resize(static_cast<size_t>(n));
         });
     } catch (const std::out_of_range &) {
-        throw ModelFileError(path_ + ": tokenizer.ggml.tokens: the text has a character for which the vocabulary has no token");
+        throw ModelFileError(path_ +
+                             ": tokenizer.ggml.tokens: the text has a character for which the vocabulary has no token");
     }
     return tokens;
 }

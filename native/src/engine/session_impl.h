@@ -1,0 +1,54 @@
+// What a Session holds. session.cpp evaluates and rolls back, session_state.cpp saves and loads.
+#pragma once
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "engine/compute.h"
+#include "graph/step_graph.h"
+#include "kv/split_cache.h"
+#include "ops/shared_attn.h"
+#include "pysa/session.h"
+
+namespace pysa {
+
+class StateReader;
+
+class Session::Impl {
+  public:
+    Impl(std::shared_ptr<const Model> model, const SessionParams & params, const SharingPlan & plan);
+
+    std::vector<float> eval(const std::vector<int32_t> & tokens, Logits logits, const Interrupt & interrupt);
+    void truncate(int64_t n);
+    int64_t rollback_position(int64_t n) const;
+    int64_t checkpoint();
+    MemoryReport memory() const;
+    void reset();
+
+    void save(const std::string & path, bool force) const;
+    void load_state(StateReader & reader);  // into a session that holds nothing yet
+
+    std::shared_ptr<const Model> model_;
+    const HParams & hp_;
+    const SessionParams params_;
+    const SharingPlan plan_;
+    const AttnTable table_;
+    Compute compute_;
+    SplitCache cache_;
+    std::unique_ptr<SharedAttention> attention_;
+    std::unique_ptr<StepGraphBuilder> builder_;
+    std::vector<uint8_t> graph_memory_;
+    std::vector<int32_t> tokens_;
+    std::map<int64_t, RingSnapshot> checkpoints_;
+    std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
+
+  private:
+    void check_tokens(const std::vector<int32_t> & tokens) const;
+    int64_t ubatch_size(int64_t n_left) const;
+    void step(const int32_t * tokens, int64_t n_tokens, int64_t n_out, float * out, const Interrupt & interrupt);
+    void undo_eval(const RingSnapshot & undo, bool has_rows);
+};
+
+}  // namespace pysa

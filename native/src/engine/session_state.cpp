@@ -1,0 +1,112 @@
+// Saved sessions: which fields, in which order. kv/state_file.h has the file's form.
+#include "engine/session_impl.h"
+#include "kv/state_file.h"
+
+namespace pysa {
+
+void Session::Impl::save(const std::string & path, bool force) const {
+    StateWriter writer(path, force);
+    writer.put(model_->fingerprint());
+    writer.put(params_.n_ctx);
+    writer.put(params_.n_ubatch);
+    writer.put(params_.n_slack);
+    writer.put(params_.distant_budget_bytes);
+    writer.put_text(params_.type_k);
+    writer.put_text(params_.type_v);
+    writer.put_text(params_.attention);
+
+    writer.put_text(plan_.method);
+    writer.put(int32_t(plan_.distant));
+    writer.put(plan_.n_sink);
+    writer.put(plan_.n_recent);
+    writer.put(plan_.skip_gate);
+    writer.put_list(plan_.score_layer);
+    writer.put_list(plan_.score_head);
+    writer.put_list(plan_.mass_bias);
+
+    writer.put(cache_.ring().n_written);
+    writer.put_list(tokens_);
+    writer.put<uint64_t>(checkpoints_.size());
+    for (const auto & [n, snapshot] : checkpoints_) {
+        writer.put(snapshot.n_past);
+        writer.put(snapshot.n_written);
+        writer.put_list(snapshot.bytes);
+    }
+    std::vector<uint8_t> bytes;
+    cache_.for_each_stretch(cache_.n_past(), cache_.ring().n_written, false,
+                            [&](const ggml_tensor * tensor, size_t offset, size_t size) {
+                                bytes.resize(size);
+                                ggml_backend_tensor_get(tensor, bytes.data(), offset, size);
+                                writer.put_bytes(bytes.data(), size);
+                            });
+    writer.finish();
+}
+
+void Session::Impl::load_state(StateReader & reader) {
+    const int64_t n_written = reader.get<int64_t>("n_written");
+    tokens_ = reader.get_list<int32_t>("tokens");
+    const int64_t n_past = int64_t(tokens_.size());
+    const auto refuse = [](const std::string & fault) { throw StateFileError("saved session: " + fault); };
+    if (n_past > params_.n_ctx || n_written < n_past || n_written > params_.n_ctx)
+        refuse("positions: expected them within n_ctx, got " + std::to_string(n_written));
+    for (int32_t token : tokens_)
+        if (token < 0 || token >= hp_.n_vocab)
+            refuse("tokens: expected ids of the vocabulary, got " + std::to_string(token));
+    if (n_written > 0) cache_.reserve(n_written);
+
+    const uint64_t n_checkpoints = reader.get<uint64_t>("checkpoints");
+    for (uint64_t i = 0; i < n_checkpoints; ++i) {
+        RingSnapshot snapshot;
+        snapshot.n_past = reader.get<int64_t>("checkpoint");
+        snapshot.n_written = reader.get<int64_t>("checkpoint");
+        snapshot.bytes = reader.get_list<uint8_t>("checkpoint");
+        if (snapshot.n_past < 0 || snapshot.n_past > n_past || snapshot.n_written < snapshot.n_past ||
+            snapshot.n_written > n_written || snapshot.bytes.size() != cache_.snapshot_bytes(snapshot.n_written))
+            refuse("checkpoint: expected the window rows of a position held, got others");
+        checkpoints_[snapshot.n_past] = std::move(snapshot);
+    }
+    cache_.for_each_stretch(n_past, n_written, false, [&](ggml_tensor * tensor, size_t offset, size_t size) {
+        ggml_backend_tensor_set(tensor, reader.view_bytes("cache rows", size), offset, size);
+    });
+    reader.expect_end();
+    cache_.restore_position(n_past, n_written);
+}
+
+std::unique_ptr<Session> Session::load(std::shared_ptr<const Model> model, const std::string & path) {
+    StateReader reader(path);
+    if (reader.get<uint64_t>("model") != model->fingerprint())
+        throw StateFileError(path + ": expected a session of this model and plan, got one of another file");
+    SessionParams params;
+    params.n_ctx = reader.get<int64_t>("n_ctx");
+    params.n_ubatch = reader.get<int32_t>("n_ubatch");
+    params.n_slack = reader.get<int32_t>("n_slack");
+    params.distant_budget_bytes = reader.get<int64_t>("distant_budget_bytes");
+    params.type_k = reader.get_text("type_k");
+    params.type_v = reader.get_text("type_v");
+    params.attention = reader.get_text("attention");
+
+    SharingPlan plan;
+    plan.n_layer = model->hparams().n_layer;
+    plan.n_head = model->hparams().n_head;
+    plan.method = reader.get_text("plan.method");
+    plan.distant = reader.get<int32_t>("plan.distant") == 0 ? Distant::scores : Distant::keys;
+    plan.n_sink = reader.get<int32_t>("plan.n_sink");
+    plan.n_recent = reader.get<int32_t>("plan.n_recent");
+    plan.skip_gate = reader.get<float>("plan.skip_gate");
+    plan.score_layer = reader.get_list<int32_t>("plan.score_layer");
+    plan.score_head = reader.get_list<int32_t>("plan.score_head");
+    plan.mass_bias = reader.get_list<float>("plan.mass_bias");
+    try {
+        auto session = std::make_unique<Session>(std::move(model), params, plan);
+        session->impl_->load_state(reader);
+        return session;
+    } catch (const StateFileError &) {
+        throw;
+    } catch (const DeviceError &) {
+        throw;
+    } catch (const Error & error) {
+        throw StateFileError(path + ": " + error.what());
+    }
+}
+
+}  // namespace pysa
