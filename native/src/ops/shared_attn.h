@@ -81,7 +81,6 @@ class SharedAttention {
 
     // Bytes held between steps.
     virtual int64_t size_bytes() const = 0;
-    virtual void release() = 0;
 };
 
 std::unique_ptr<SharedAttention> make_composed_attention(const AttnTable & table, const SplitCache & cache);

@@ -9,6 +9,7 @@
 
 #include "ggml-cpu.h"
 #include "ops/cpu_rows.h"
+#include "ops/distant_store.h"
 #include "ops/shared_attn.h"
 
 namespace pysa {
@@ -37,9 +38,8 @@ class FusedCpuAttention final : public SharedAttention {
         const int64_t n_queries = std::min(n_tile, step.n_tokens) * table_.hp.n_gqa();
         const int64_t n_embd_head = std::max(table_.hp.n_embd_head_k, table_.hp.n_embd_head_v);
         scratch_stride_ = n_queries * (2 * n_columns_ + n_embd_head) + n_block * n_embd_head;
-        resize(scratch_, size_t(scratch_stride_ * n_threads_));
-        resize(weights_, size_t(table_.n_slots * step.n_tokens * n_columns_));
-        resize(parts_, size_t(table_.n_slots * step.n_tokens));
+        resize_buffer(scratch_, size_t(scratch_stride_ * n_threads_));
+        shared_.begin(table_.n_slots, step.n_tokens, n_columns_);
     }
 
     ggml_tensor * build(ggml_context * ctx, ggml_cgraph *, int32_t il, const AttnInputs & inputs) override {
@@ -55,16 +55,7 @@ class FusedCpuAttention final : public SharedAttention {
 
     void set_inputs() override {}
 
-    int64_t size_bytes() const override {
-        return int64_t(scratch_.capacity() * sizeof(float) + weights_.capacity() * sizeof(ggml_fp16_t) +
-                       parts_.capacity() * sizeof(Part));
-    }
-
-    void release() override {
-        std::vector<float>().swap(scratch_);
-        std::vector<ggml_fp16_t>().swap(weights_);
-        std::vector<Part>().swap(parts_);
-    }
+    int64_t size_bytes() const override { return int64_t(scratch_.capacity() * sizeof(float)) + shared_.size_bytes(); }
 
   private:
     struct UserData {
@@ -88,17 +79,6 @@ class FusedCpuAttention final : public SharedAttention {
         float * rows;              // [n_embd_head, n_block]
         Range sinks, recent, far;  // positions that some query of the tile needs
     };
-
-    template <class T> static void resize(std::vector<T> & buffer, size_t n) {
-        if (buffer.capacity() > 4 * n + 4096)
-            std::vector<T>().swap(buffer);  // a long prompt's room is not kept for single tokens
-        try {
-            if (buffer.size() < n) buffer.resize(n);
-        } catch (const std::exception &) {
-            throw DeviceError("attention: out of memory: expected " + std::to_string(n * sizeof(T)) +
-                              " bytes for distant weights; choose a smaller n_ubatch");
-        }
-    }
 
     static void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
         const UserData & data = *static_cast<const UserData *>(userdata);
@@ -203,17 +183,9 @@ class FusedCpuAttention final : public SharedAttention {
     Part distant_part(const Unit & unit, const AttnHead & head, int64_t iq, float * columns, Range far) {
         if (head.kind == HeadKind::local || far.size() == 0) return {};
         const int64_t t = unit.first + iq;
-        if (head.slot_in >= 0) {
-            const int64_t at = head.slot_in * step_.n_tokens + t;
-            ggml_fp16_to_fp32_row(weights_.data() + at * n_columns_, columns, far.size());
-            return parts_[at];
-        }
+        if (head.slot_in >= 0) return shared_.get(head.slot_in, t, columns, far.size());
         const Part part = exponentiate(columns, {0, far.size()});
-        if (head.slot_out >= 0) {
-            const int64_t at = head.slot_out * step_.n_tokens + t;
-            ggml_cpu_fp32_to_fp16(columns, weights_.data() + at * n_columns_, far.size());
-            parts_[at] = part;
-        }
+        if (head.slot_out >= 0) shared_.put(head.slot_out, t, columns, far.size(), part);
         return part;
     }
 
@@ -300,8 +272,7 @@ class FusedCpuAttention final : public SharedAttention {
     int64_t scratch_stride_ = 0;
     std::vector<UserData> userdata_;
     std::vector<float> scratch_;
-    std::vector<ggml_fp16_t> weights_;  // [n_columns, n_tokens, n_slots]
-    std::vector<Part> parts_;           // [n_tokens, n_slots]
+    DistantStore shared_;
 };
 
 }  // namespace

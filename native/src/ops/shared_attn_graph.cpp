@@ -6,6 +6,7 @@
 #include <map>
 
 #include "ggml-backend.h"
+#include "ops/composed_inputs.h"
 #include "ops/shared_attn.h"
 
 namespace pysa {
@@ -24,13 +25,14 @@ struct Run {
 
 class ComposedAttention final : public SharedAttention {
   public:
-    ComposedAttention(const AttnTable & table, const SplitCache & cache) : table_(table), cache_(cache) {}
+    ComposedAttention(const AttnTable & table, const SplitCache & cache)
+        : table_(table), cache_(cache), inputs_(table, cache.ring()) {}
 
     const char * name() const override { return "composed"; }
 
     int64_t bytes_per_token(int64_t n_kv) const override {
-        const int64_t n_live =
-            int64_t(table_.n_slots) + 4 * table_.hp.n_head;  // raw scores, their concatenation, its softmax
+        // Raw scores, their concatenation, its softmax.
+        const int64_t n_live = int64_t(table_.n_slots) + 4 * table_.hp.n_head;
         return n_live * n_kv * int64_t(sizeof(float));
     }
 
@@ -38,28 +40,7 @@ class ComposedAttention final : public SharedAttention {
         step_ = step;
         raw_.clear();
         biases_.clear();
-        old_positions_.clear();
-        if (table_.n_recent > 0) {
-            for (int64_t pos = 0; pos < std::min<int64_t>(table_.n_sink, step.n_past); ++pos)
-                old_positions_.push_back(pos);
-            for (int64_t pos = cache_.ring().oldest_needed(step.n_past); pos < step.n_past; ++pos)
-                old_positions_.push_back(pos);
-        }
-        auto input = [&](ggml_type type, int64_t ne0, int64_t ne1) {
-            ggml_tensor * t = ggml_new_tensor_2d(ctx, type, ne0, ne1);
-            ggml_set_input(t);
-            return t;
-        };
-        mask_causal_ = input(GGML_TYPE_F32, step.n_kv(), step.n_tokens);
-        mask_window_ = mask_split_ = old_pos_ = old_row_ = nullptr;
-        if (table_.n_recent > 0) {
-            mask_window_ = input(GGML_TYPE_F32, n_window(), step.n_tokens);
-            mask_split_ = input(GGML_TYPE_F32, n_window() + step.n_kv(), step.n_tokens);
-            if (!old_positions_.empty()) {
-                old_pos_ = input(GGML_TYPE_I32, old_positions_.size(), table_.hp.n_head_kv);
-                old_row_ = input(GGML_TYPE_I32, old_positions_.size(), table_.hp.n_head_kv);
-            }
-        }
+        inputs_.begin(ctx, step);
     }
 
     ggml_tensor * build(ggml_context * ctx, ggml_cgraph * gf, int32_t il, const AttnInputs & in) override {
@@ -74,30 +55,18 @@ class ComposedAttention final : public SharedAttention {
     }
 
     void set_inputs() override {
-        fill(mask_causal_, 0, [](int64_t t, int64_t pos) { return pos <= t; });
-        const auto near = [this](int64_t t, int64_t pos) {
-            return pos <= t && (pos < table_.n_sink || pos > t - table_.n_recent);
-        };
-        const auto far = [this](int64_t t, int64_t pos) { return pos >= table_.n_sink && pos <= t - table_.n_recent; };
-        fill_window(mask_window_, near);
-        fill_window(mask_split_, near);
-        fill(mask_split_, n_window(), far);
-        set_rows_index(old_pos_, [](int64_t pos) { return pos; });
-        set_rows_index(old_row_, [this](int64_t pos) { return cache_.ring().row(pos); });
+        inputs_.set();
         for (auto & [tensor, values] : biases_)
             if (tensor->buffer) ggml_backend_tensor_set(tensor, values.data(), 0, values.size() * sizeof(float));
     }
 
     int64_t size_bytes() const override { return 0; }
-    void release() override {}
 
   private:
     struct HeadScores {
         ggml_tensor * scores = nullptr;  // [n_kv, n_tokens, n_heads], before scale and mask
         int32_t index = 0;
     };
-
-    int64_t n_window() const { return int64_t(old_positions_.size()) + step_.n_tokens; }
 
     std::vector<Run> runs(int32_t il) const {
         const LayerLayout & layout = cache_.layout().layers[il];
@@ -133,7 +102,7 @@ class ComposedAttention final : public SharedAttention {
     ggml_tensor * window_rows(ggml_context * ctx, ggml_tensor * store, ggml_tensor * row_index, int64_t index,
                               ggml_tensor * cur, const Run & run) const {
         ggml_tensor * rows = as_f32(ctx, heads(ctx, cur, run.kv_begin, run.n_kv_heads()));
-        if (old_positions_.empty()) return rows;
+        if (inputs_.n_old() == 0) return rows;
         ggml_tensor * which = ggml_view_2d(ctx, row_index, row_index->ne[0], run.n_kv_heads(), row_index->nb[1], 0);
         ggml_tensor * old = ggml_get_rows(ctx, heads(ctx, store, index, run.n_kv_heads()), which);
         return ggml_concat(ctx, old, rows, 1);
@@ -165,28 +134,28 @@ class ComposedAttention final : public SharedAttention {
             ggml_build_forward_expand(gf, raw);
             for (int32_t h = run.h_begin; h < run.h_end; ++h) raw_[{il, h}] = {raw, h - run.h_begin};
             if (layer.is_dense) {
-                ggml_tensor * p = ggml_soft_max_ext(ctx, raw, mask_causal_, table_.hp.kq_scale, 0.0f);
+                ggml_tensor * p = ggml_soft_max_ext(ctx, raw, inputs_.mask_causal, table_.hp.kq_scale, 0.0f);
                 return weigh(ctx, full_rows(ctx, rows.v_full, kv.v_index, run.n_kv_heads()), p);
             }
         }
         ggml_tensor * distant = kv.v_full ? distant_scores(ctx, layer, run) : nullptr;
         if (table_.n_recent == 0) {
-            ggml_tensor * p = ggml_soft_max_ext(ctx, distant, mask_causal_, table_.hp.kq_scale, 0.0f);
+            ggml_tensor * p = ggml_soft_max_ext(ctx, distant, inputs_.mask_causal, table_.hp.kq_scale, 0.0f);
             return weigh(ctx, full_rows(ctx, rows.v_full, kv.v_index, run.n_kv_heads()), p);
         }
 
         ggml_tensor * k_window = window_rows(ctx, kv.k_full ? rows.k_full : rows.k_ring,
-                                             kv.k_full ? old_pos_ : old_row_, kv.k_index, in.k_cur, run);
+                                             kv.k_full ? inputs_.old_pos : inputs_.old_row, kv.k_index, in.k_cur, run);
         ggml_tensor * v_window = window_rows(ctx, kv.v_full ? rows.v_full : rows.v_ring,
-                                             kv.v_full ? old_pos_ : old_row_, kv.v_index, in.v_cur, run);
+                                             kv.v_full ? inputs_.old_pos : inputs_.old_row, kv.v_index, in.v_cur, run);
         ggml_tensor * near = multiply(ctx, k_window, q_run);
         if (!distant) {
-            return weigh(ctx, v_window, ggml_soft_max_ext(ctx, near, mask_window_, table_.hp.kq_scale, 0.0f));
+            return weigh(ctx, v_window, ggml_soft_max_ext(ctx, near, inputs_.mask_window, table_.hp.kq_scale, 0.0f));
         }
         ggml_tensor * p =
-            ggml_soft_max_ext(ctx, ggml_concat(ctx, near, distant, 0), mask_split_, table_.hp.kq_scale, 0.0f);
-        ggml_tensor * p_near = columns(ctx, p, 0, n_window());
-        ggml_tensor * p_far = columns(ctx, p, n_window(), step_.n_kv());
+            ggml_soft_max_ext(ctx, ggml_concat(ctx, near, distant, 0), inputs_.mask_split, table_.hp.kq_scale, 0.0f);
+        ggml_tensor * p_near = columns(ctx, p, 0, inputs_.n_window());
+        ggml_tensor * p_far = columns(ctx, p, inputs_.n_window(), step_.n_kv());
         if (table_.skip_gate < 1.0f) apply_gate(ctx, p_near, p_far);
         ggml_tensor * far = weigh(ctx, full_rows(ctx, rows.v_full, kv.v_index, run.n_kv_heads()), p_far);
         return ggml_add(ctx, weigh(ctx, v_window, p_near), far);
@@ -242,50 +211,12 @@ class ComposedAttention final : public SharedAttention {
         p_near = ggml_mul(ctx, p_near, up);
     }
 
-    template <class Visible> void fill(ggml_tensor * mask, int64_t first, Visible visible) const {
-        if (!mask || !mask->buffer) return;
-        std::vector<float> row(step_.n_kv());
-        for (int64_t i = 0; i < step_.n_tokens; ++i) {
-            for (int64_t pos = 0; pos < step_.n_kv(); ++pos)
-                row[pos] = visible(step_.n_past + i, pos) ? 0.0f : minus_infinity;
-            ggml_backend_tensor_set(mask, row.data(), i * mask->nb[1] + first * sizeof(float),
-                                    row.size() * sizeof(float));
-        }
-    }
-
-    template <class Visible> void fill_window(ggml_tensor * mask, Visible visible) const {
-        if (!mask || !mask->buffer) return;
-        const int64_t n_old = int64_t(old_positions_.size());
-        std::vector<float> row(n_window());
-        for (int64_t i = 0; i < step_.n_tokens; ++i) {
-            for (int64_t c = 0; c < n_window(); ++c) {
-                const int64_t pos = c < n_old ? old_positions_[c] : step_.n_past + c - n_old;
-                row[c] = visible(step_.n_past + i, pos) ? 0.0f : minus_infinity;
-            }
-            ggml_backend_tensor_set(mask, row.data(), i * mask->nb[1], row.size() * sizeof(float));
-        }
-    }
-
-    template <class ToRow> void set_rows_index(ggml_tensor * index, ToRow to_row) const {
-        if (!index || !index->buffer) return;
-        std::vector<int32_t> rows(old_positions_.size());
-        std::transform(old_positions_.begin(), old_positions_.end(), rows.begin(),
-                       [&](int64_t pos) { return int32_t(to_row(pos)); });
-        for (int64_t i = 0; i < index->ne[1]; ++i)
-            ggml_backend_tensor_set(index, rows.data(), i * index->nb[1], rows.size() * sizeof(int32_t));
-    }
-
     const AttnTable & table_;
     const SplitCache & cache_;
     AttnStep step_;
-    std::vector<int64_t> old_positions_;  // of the window, before the ubatch
+    ComposedInputs inputs_;
     std::map<std::pair<int32_t, int32_t>, HeadScores> raw_;
     std::vector<std::pair<ggml_tensor *, std::vector<float>>> biases_;
-    ggml_tensor * mask_causal_ = nullptr;  // [n_kv, n_tokens]
-    ggml_tensor * mask_window_ = nullptr;  // [n_window, n_tokens]
-    ggml_tensor * mask_split_ = nullptr;   // [n_window + n_kv, n_tokens]
-    ggml_tensor * old_pos_ = nullptr;      // [n_old, n_head_kv]
-    ggml_tensor * old_row_ = nullptr;      // [n_old, n_head_kv]
 };
 
 }  // namespace

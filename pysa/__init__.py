@@ -1,0 +1,67 @@
+"""pysa: long-context generation with shared attention and a split KV cache.
+
+    model = pysa.Model("m.gguf")
+    session = model.session(n_ctx=8192)
+    for token in session.generate(model.tokenize("Once upon a time")):
+        print(model.detokenize([token]), end="")
+
+Model, Session and Plan are imported when they are first used, so that `import pysa` itself stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pysa.errors import (
+    ArgumentError,
+    ContextFullError,
+    ConvertError,
+    DeviceError,
+    ModelFileError,
+    PlanError,
+    PysaError,
+    RollbackError,
+    SessionBusyError,
+    StateFileError,
+    UnsupportedModelError,
+)
+
+if TYPE_CHECKING:
+    from pysa.model import Model
+    from pysa.plan import Plan
+    from pysa.session import Session
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "ContextFullError",
+    "ConvertError",
+    "DeviceError",
+    "Model",
+    "ModelFileError",
+    "Plan",
+    "PlanError",
+    "PysaError",
+    "RollbackError",
+    "Session",
+    "SessionBusyError",
+    "StateFileError",
+    "UnsupportedModelError",
+    "__version__",
+]
+
+_LAZY = {"Model": "pysa.model", "Plan": "pysa.plan", "Session": "pysa.session"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'pysa' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

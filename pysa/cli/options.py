@@ -1,0 +1,142 @@
+"""The options of `pysa`, declared once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn
+
+import pysa
+from pysa._arguments import ATTENTIONS, CACHE_TYPES
+from pysa.cli.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises instead of printing a usage text of its own."""
+
+    def error(self, message: str) -> NoReturn:
+        """Turns every complaint of argparse into a UsageError."""
+        raise UsageError(message)
+
+
+def build_parser() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(
+        prog="pysa", description="Runs GGUF models with shared attention and a split KV cache.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"pysa {pysa.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _generate_options(
+        commands.add_parser(
+            "generate",
+            help="continue a text",
+            description="Continues a text. The text goes to stdout as it comes, speed and cache to stderr.",
+            allow_abbrev=False,
+        )
+    )
+    _inspect_options(
+        commands.add_parser(
+            "inspect",
+            help="show a model, its sharing plan and what its cache costs",
+            description="Shows a model, its sharing plan as a picture of layers by heads, and what its cache costs.",
+            allow_abbrev=False,
+        )
+    )
+    return parser
+
+
+def _generate_options(parser: argparse.ArgumentParser) -> None:
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("-p", "--prompt", metavar="TEXT", help="the text to continue")
+    prompt.add_argument("-f", "--file", metavar="FILE", help="a UTF-8 file with the text, taken as it is; - is stdin")
+    parser.add_argument(
+        "-n", "--max-tokens", type=_integer(1), default=64, metavar="N", help="most tokens to generate (64)"
+    )
+    parser.add_argument(
+        "--chat", action="store_true", help="the text is a user's turn: apply the model's chat template"
+    )
+
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument(
+        "--temp", type=_number(0.0), default=0.0, metavar="T", help="temperature; 0 takes the likeliest token (0)"
+    )
+    sampling.add_argument(
+        "--top-k", type=_integer(0), default=0, metavar="K", help="keep the K likeliest tokens; 0 keeps all (0)"
+    )
+    sampling.add_argument(
+        "--top-p", type=_share, default=1.0, metavar="P", help="keep the likeliest tokens of this share (1.0)"
+    )
+    sampling.add_argument(
+        "--min-p",
+        type=_number(0.0, 1.0),
+        default=0.0,
+        metavar="P",
+        help="keep tokens of this share of the likeliest's (0.0)",
+    )
+    sampling.add_argument(
+        "--seed", type=_integer(0, 2**32 - 2), default=0, metavar="N", help="of the random numbers (0)"
+    )
+
+    cache = parser.add_argument_group("cache and engine")
+    cache.add_argument(
+        "-c", "--ctx-size", type=_integer(0), default=0, metavar="N", help="most tokens held; 0: the model's own (0)"
+    )
+    _cache_options(cache)
+    cache.add_argument("--attention", choices=ATTENTIONS, default="auto", help="which implementation (auto)")
+    cache.add_argument(
+        "-t", "--threads", type=_integer(0, 512), default=0, metavar="N", help="0: the physical cores (0)"
+    )
+    _common_options(parser)
+
+
+def _inspect_options(parser: argparse.ArgumentParser) -> None:
+    _cache_options(parser.add_argument_group("cache"))
+    _common_options(parser)
+
+
+def _cache_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--type-k", choices=CACHE_TYPES, default="f16", help="how keys are kept (f16)")
+    group.add_argument("--type-v", choices=CACHE_TYPES, default="f16", help="how values are kept (f16)")
+    group.add_argument(
+        "--ubatch", type=_integer(1, 65536), default=512, metavar="N", help="prompt tokens evaluated at once (512)"
+    )
+    group.add_argument("--plan", metavar="FILE|dense", help="a plan.json, or dense, instead of the file's own plan")
+
+
+def _common_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL.gguf", help="the model file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object to stdout, nothing else")
+    parser.add_argument("--verbose", action="store_true", help="say more on stderr; show tracebacks")
+
+
+def _integer(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected an integer in {low}..{high}, got {text!r}")
+        return value
+
+    return parse
+
+
+def _number(low: float, high: float = 1e6) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected a number in {low:g}..{high:g}, got {text!r}")
+        return value
+
+    return parse
+
+
+def _share(text: str) -> float:
+    value = _number(0.0, 1.0)(text)
+    if value == 0.0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, at most 1, got {text!r}")
+    return value
