@@ -181,7 +181,7 @@ def choose_gate(model: ReferenceModel, tokens: Any, plan: Plan, *, kv_round: str
     """The plan with a gate that skips some distant parts, and how far the nearest g stays from it.
 
     Near the gate a rounding decides and results rightly differ, so the gate goes into a wide gap between the g of this
-    prompt. A skip moves the g of later layers: the candidates are tried and the widest margin wins.
+    prompt. A skip moves the g of later layers: the candidates are tried until one leaves enough room.
     """
     trace = Trace()
     model.logits(tokens, plan, kv_round=kv_round, trace=trace)
@@ -198,6 +198,8 @@ def choose_gate(model: ReferenceModel, tokens: Any, plan: Plan, *, kv_round: str
         margin = trace.gate_margin(gated.skip_gate)
         if margin > best[1]:
             best = (gated, margin)
+        if margin >= 2e-3:
+            break
     return best
 
 
