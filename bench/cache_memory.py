@@ -55,12 +55,15 @@ def main() -> None:
     parser.add_argument("--one", choices=("dense", "plan"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(args.model, args.n, "dense" if args.one == "dense" else None, args.type_k, args.type_v)))
+        plan = "dense" if args.one == "dense" else None
+        print(json.dumps(measure(args.model, args.n, plan, args.type_k, args.type_v)))
         return
 
     rows = {}
     for which in ("dense", "plan"):
-        done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", which], check=True, capture_output=True)
+        done = subprocess.run(
+            [sys.executable, __file__, *sys.argv[1:], "--one", which], check=True, capture_output=True
+        )
         rows[which] = json.loads(done.stdout)
     print(f"{args.model}: {args.n} tokens, K {args.type_k}, V {args.type_v}; MiB")
     print("| plan | formula | allocated | process growth (cache + buffers) | buffers reported |\n|---|---|---|---|---|")

@@ -183,7 +183,8 @@ class Session:
             force: replace an existing file.
 
         Raises:
-            StateFileError: the file exists, or cannot be written.
+            ArgumentError: the file exists and `force` is False.
+            StateFileError: it cannot be written.
         """
         self.native.save(check_path("path", path), check_bool("force", force))
 

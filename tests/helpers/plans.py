@@ -7,6 +7,7 @@ docs/format.md without calling pysa's own validation, so that a validator that r
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -38,7 +39,8 @@ class Dims:
 
     def write(self, folder: Path, *, dtype: str = "f32", seed: int = 0, **fields: Any) -> Path:
         """The model as a GGUF in `folder`, written once per content."""
-        name = "-".join(str(value) for value in [*dataclasses.astuple(self), dtype, seed, *fields])
+        digest = hashlib.sha256(repr(sorted(fields.items())).encode()).hexdigest()[:12]
+        name = "-".join(str(value) for value in [*dataclasses.astuple(self), dtype, seed, digest])
         path = folder / f"{name}.gguf"
         if not path.exists():
             shape = {key: value for key, value in dataclasses.asdict(self).items() if key != "arch"}

@@ -165,16 +165,19 @@ def test_flipped_bits_in_a_state_file_are_refused(folder: Path, tmp_path: Path, 
     assert model.load_session(path).n_past == 120
 
 
-@pytest.mark.parametrize(
-    "other", [{"seed": 1}, {"dims": GQA2}, {"dtype": "f16"}], ids=["weights", "dimensions", "weight-type"]
-)
-def test_state_of_another_model_is_refused(
-    folder: Path, tmp_path: Path, state_bytes: bytes, other: dict[str, Any]
-) -> None:
+OTHER_MODELS: dict[str, tuple[Dims, dict[str, Any]]] = {
+    "weights": (GQA3, {"seed": 1}),
+    "weight type": (GQA3, {"dtype": "f16"}),
+    "dimensions": (GQA2, {}),
+    "plan": (GQA3, {"plan": plan_for("pod").to_json()}),
+}
+
+
+@pytest.mark.parametrize("other", list(OTHER_MODELS))
+def test_state_of_another_model_is_refused(folder: Path, tmp_path: Path, state_bytes: bytes, other: str) -> None:
     path = tmp_path / "state"
     path.write_bytes(state_bytes)
-    dims = other.get("dims", GQA3)
-    fields = {key: value for key, value in other.items() if key != "dims"}
+    dims, fields = OTHER_MODELS[other]
     with pytest.raises(pysa.StateFileError, match="state"):
         open_model(dims.write(folder, **fields)).load_session(path)
 

@@ -44,7 +44,8 @@ class Model {
     MemoryReport cache_formula(const SharingPlan & plan, int64_t n, const std::string & type_k,
                                const std::string & type_v) const;
 
-    // Identifies header and plan of the file, so that a saved session is not read into another model.
+    // Identifies the file by its header, plan and a sample of its weights, so that a saved session is not read into
+    // another model.
     uint64_t fingerprint() const { return fingerprint_; }
 
   private:

@@ -14,12 +14,21 @@ namespace pysa {
 
 namespace {
 
-// FNV-1a over the file's header: keys, tensor list and size, so also the plan.
-uint64_t header_hash(const GgufFile & file) {
+// FNV-1a over the file's header (keys, so also the plan, and the tensor list) and a sample of every tensor: enough to tell
+// two models apart without reading their weights.
+uint64_t file_hash(const GgufFile & file) {
+    constexpr uint64_t n_sample = 256;  // bytes, from each end of a tensor
     uint64_t hash = 1469598103934665603ull;
-    const uint8_t * begin =
-        file.tensor_data(file.tensors().front()) - file.tensors().front().offset - file.data_offset();
-    for (const uint8_t * p = begin; p < begin + file.data_offset(); ++p) hash = (hash ^ *p) * 1099511628211ull;
+    const auto add = [&hash](const uint8_t * begin, uint64_t size) {
+        for (const uint8_t * p = begin; p < begin + size; ++p) hash = (hash ^ *p) * 1099511628211ull;
+    };
+    const GgufTensor & first = file.tensors().front();
+    add(file.tensor_data(first) - first.offset - file.data_offset(), file.data_offset());
+    for (const GgufTensor & tensor : file.tensors()) {
+        const uint64_t n = std::min(n_sample, tensor.size_bytes);
+        add(file.tensor_data(tensor), n);
+        add(file.tensor_data(tensor) + tensor.size_bytes - n, n);
+    }
     return hash ^ file.size_bytes();
 }
 
@@ -40,7 +49,7 @@ std::shared_ptr<const Model> Model::open(const std::string & path, const ModelPa
     model->weights_ = std::make_unique<Weights>(model->file_, model->hp_, model->pruned_,
                                                 WeightOptions{params.use_mmap, params.use_repack});
     model->n_threads_ = params.n_threads > 0 ? params.n_threads : physical_cores();
-    model->fingerprint_ = header_hash(*model->file_);
+    model->fingerprint_ = file_hash(*model->file_);
     model->effective_plan(std::nullopt);  // a pruned file must be able to run its own plan
     return model;
 }
