@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "ggml-cpu.h"
 #include "ggml.h"
 #include "kv/ring.h"
 
@@ -16,6 +17,24 @@ struct Range {
     int64_t begin = 0, end = 0;
     int64_t size() const { return std::max<int64_t>(0, end - begin); }
 };
+
+using ToFloat = void (*)(const void *, float *, int64_t);
+
+// ggml's vectorised conversions where it has them.
+inline ToFloat to_float_of(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_F32: return [](const void * x, float * y, int64_t n) { std::memcpy(y, x, n * sizeof(float)); };
+        case GGML_TYPE_F16:
+            return [](const void * x, float * y, int64_t n) {
+                ggml_cpu_fp16_to_fp32(static_cast<const ggml_fp16_t *>(x), y, n);
+            };
+        case GGML_TYPE_BF16:
+            return [](const void * x, float * y, int64_t n) {
+                ggml_cpu_bf16_to_fp32(static_cast<const ggml_bf16_t *>(x), y, n);
+            };
+        default: return ggml_get_type_traits(type)->to_float;
+    }
+}
 
 // Where the row of a position lies: the full tensor, the ring, or the ubatch that the ring has not taken yet.
 class Rows {
@@ -33,18 +52,11 @@ class Rows {
         return base_ + slots_.row(pos) * store_->nb[1];
     }
 
-    // Rows of positions [begin, begin + n) as float [n, n_embd_head].
+    // Rows of positions [begin, begin + n) as float [n_embd_head, n].
     void load(int64_t begin, int64_t n, float * out) const {
         const ggml_tensor * any = store_ ? store_ : cur_;
-        const int64_t n_embd_head = any->ne[0];
-        const ggml_to_float_t to_float = ggml_get_type_traits(any->type)->to_float;
-        for (int64_t i = 0; i < n; ++i) {
-            if (any->type == GGML_TYPE_F32) {
-                std::memcpy(out + i * n_embd_head, row(begin + i), n_embd_head * sizeof(float));
-            } else {
-                to_float(row(begin + i), out + i * n_embd_head, n_embd_head);
-            }
-        }
+        const ToFloat to_float = to_float_of(any->type);
+        for (int64_t i = 0; i < n; ++i) to_float(row(begin + i), out + i * any->ne[0], any->ne[0]);
     }
 
   private:
