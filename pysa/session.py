@@ -93,6 +93,11 @@ class Session:
         return self.native.attention
 
     @property
+    def kernel(self) -> str:
+        """What computes the attention: `avx512`, `avx2`, `neon` or `scalar`, which PYSA_CPU can force; or `ggml`."""
+        return self.native.kernel
+
+    @property
     def plan(self) -> Plan:
         """The plan it runs; owners only if it runs dense."""
         return Plan.from_json(self.native.plan)

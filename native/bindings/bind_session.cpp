@@ -124,6 +124,7 @@ void register_session(py::module_ & module) {
         .def_property_readonly("type_k", [](const Session & session) { return session.params().type_k; })
         .def_property_readonly("type_v", [](const Session & session) { return session.params().type_v; })
         .def_property_readonly("attention", &Session::attention_name)
+        .def_property_readonly("kernel", &Session::kernel_name)
         .def_property_readonly("plan", [](const Session & session) { return plan_to_dict(session.plan()); })
         .def_property_readonly("tokens", [](const Session & session) { return session.tokens(); })
         .def(

@@ -6,6 +6,9 @@ The cases and the limits are those of tests/helpers/plans.py.
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -275,3 +278,43 @@ def test_table_covers_every_kind() -> None:
     assert {case.type_k for case in CASES} == {"f32", "f16", "bf16", "q8_0", "q4_0"}
     assert all(case.n_tok % 32 for case in CASES)
     assert len(cases(kinds=["mixed"])) >= 8
+
+
+KERNEL_CASES = ("mixed", "mixed-keys-f16", "mixed-bf16", "mixed-q8_0", "mixed-q4_0", "mixed-gate")
+KERNEL_SCRIPT = """
+import sys
+from pathlib import Path
+from helpers.plans import CASES, TOLERANCES, relative_error
+import pysa
+
+wanted, folder, *names = sys.argv[1:]
+for case in CASES:
+    if case.name in names:
+        with pysa.Model(case.path(Path(folder)), n_threads=1) as model:
+            plan, types = case.plan(Path(folder)), {"type_k": case.type_k, "type_v": case.type_v}
+            session = model.session(plan=plan, attention="fused", **types)
+            assert session.kernel == wanted, session.kernel
+            error = relative_error(session.eval(case.tokens(), logits="all"), case.reference(Path(folder)))
+            assert error <= TOLERANCES["fused", case.type_k], (case.name, error)
+"""
+
+
+@pytest.mark.parametrize("kernel", ["avx512", "avx2", "neon", "scalar"])
+def test_every_kernel_equals_the_reference(kernel: str, folder: Path) -> None:
+    """Each set of CPU kernels that this machine runs, forced by PYSA_CPU in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", KERNEL_SCRIPT, kernel, str(folder), *KERNEL_CASES],
+        env={**os.environ, "PYSA_CPU": kernel, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "PYSA_CPU: expected one of" in done.stderr:
+        pytest.skip(f"this machine or build has no {kernel}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_unknown_kernel_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYSA_CPU", "sse9")
+    with pytest.raises(pysa.ArgumentError, match=r"PYSA_CPU: expected one of .*scalar.*sse9"):
+        open_model(CASES[0].path(folder)).session()

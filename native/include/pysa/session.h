@@ -28,7 +28,8 @@ class Session {
     int32_t n_vocab() const;
     const SharingPlan & plan() const;
     const SessionParams & params() const;
-    std::string attention_name() const;
+    std::string attention_name() const;   // fused, composed
+    std::string kernel_name() const;      // avx512, avx2, neon, scalar; ggml
     std::vector<int32_t> tokens() const;  // of all positions held
 
     // Evaluates tokens after the ones held. Returns logits, f32 [n_vocab, n_out]. On any error, Interrupted included, the session

@@ -208,6 +208,7 @@ int32_t Session::n_vocab() const { return impl_->hp_.n_vocab; }
 const SharingPlan & Session::plan() const { return impl_->plan_; }
 const SessionParams & Session::params() const { return impl_->params_; }
 std::string Session::attention_name() const { return impl_->attention_->name(); }
+std::string Session::kernel_name() const { return impl_->attention_->kernel(); }
 std::vector<int32_t> Session::tokens() const {
     Turn turn(impl_->busy_);
     return impl_->tokens_;

@@ -65,7 +65,8 @@ struct AttnInputs {
 class SharedAttention {
   public:
     virtual ~SharedAttention() = default;
-    virtual const char * name() const = 0;
+    virtual const char * name() const = 0;    // composed, fused
+    virtual const char * kernel() const = 0;  // what computes it: ggml, or a set of cpu_kernels.h
 
     // Bytes that a token of a ubatch needs beyond the cache when n_kv positions are visible; bounds the ubatch.
     virtual int64_t bytes_per_token(int64_t n_kv) const = 0;

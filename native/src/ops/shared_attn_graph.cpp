@@ -29,6 +29,7 @@ class ComposedAttention final : public SharedAttention {
         : table_(table), cache_(cache), inputs_(table, cache.ring()) {}
 
     const char * name() const override { return "composed"; }
+    const char * kernel() const override { return "ggml"; }
 
     int64_t bytes_per_token(int64_t n_kv) const override {
         // Raw scores, their concatenation, its softmax.
