@@ -1,0 +1,1 @@
+"""How the example checkpoint was made: corpus, tasks, model, training, evaluation and the choice of its plan."""
