@@ -58,7 +58,15 @@ _LAZY = {"Model": "pysa.model", "Plan": "pysa.plan", "Session": "pysa.session"}
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'pysa' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
+    try:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+    except ImportError as error:
+        if "_native" not in str(error):
+            raise
+        raise ImportError(
+            f"{__path__[0]}: the native module pysa._native is missing here; if this is the source tree, run from "
+            "another folder, or build with -DPYSA_IN_TREE=ON"
+        ) from error
     globals()[name] = value
     return value
 

@@ -1,6 +1,6 @@
 """libllama's quantiser in a process of its own: a file that it dislikes may abort the process.
 
-`python -m pysa_convert.quantize_worker SOURCE TARGET TYPE N_THREADS` is the child, `quantize` the parent's side.
+`main` runs in the child, `quantize` is the parent's side.
 """
 
 from __future__ import annotations
@@ -15,6 +15,12 @@ from pysa_convert.prove import native
 # what --outtype offers beyond the types that numpy writes; those that need an importance matrix are left out
 TYPES = ("q4_1", "q5_0", "q5_1", "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
 
+# Not `python -m`: it would look for pysa in the current folder first, where a source tree without the engine may lie.
+CHILD = (
+    "import sys; sys.path = [p for p in sys.path if p]; "
+    "from pysa_convert.quantize_worker import main; sys.exit(main(sys.argv[1:]))"
+)
+
 
 def quantize(source: Path, target: Path, kind: str, n_threads: int) -> None:
     """Quantises `source` to `target` in a child process.
@@ -22,7 +28,7 @@ def quantize(source: Path, target: Path, kind: str, n_threads: int) -> None:
     Raises:
         ConvertError: the quantiser refused, or ended the process.
     """
-    command = [sys.executable, "-m", "pysa_convert.quantize_worker", str(source), str(target), kind, str(n_threads)]
+    command = [sys.executable, "-c", CHILD, str(source), str(target), kind, str(n_threads)]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
     )
@@ -43,7 +49,3 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
