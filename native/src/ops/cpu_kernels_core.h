@@ -160,7 +160,13 @@ struct Core {
 
     // -- rows to float -----------------------------------------------------------------------------------------------
 
-    static float half_to_float(uint16_t half) { return ggml_fp16_to_fp32(half); }
+    static float half_to_float(uint16_t half) {
+#if defined(__F16C__)
+        return _cvtsh_ss(half);
+#else
+        return ggml_fp16_to_fp32(half);
+#endif
+    }
 
     static Vec halves_to_floats(const uint16_t * p) {
 #if defined(__AVX512F__)
