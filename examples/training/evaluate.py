@@ -64,9 +64,9 @@ def compare_on_text(model: TinyLlama, sequences: list[torch.Tensor], plan: Plan)
     n = sums["n"]
     return {
         "tokens": int(n),
-        "ppl_dense": math.exp(sums["dense"] / n),
-        "ppl_shared": math.exp(sums["shared"] / n),
-        "kl": sums["kl"] / n,
+        "perplexity_dense": math.exp(sums["dense"] / n),
+        "perplexity_shared": math.exp(sums["shared"] / n),
+        "kl_divergence": sums["kl"] / n,
         "same_top1": sums["top1"] / n,
     }
 
