@@ -43,8 +43,6 @@ class Vocab {
     // bytes are those of the tokens.
     std::string detokenize(const std::vector<int32_t> & tokens, bool special) const;
 
-    const llama_vocab * handle() const { return vocab_; }  // for grammars
-
   private:
     Vocab() = default;
     std::string piece(int32_t token, int32_t n_strip, bool special) const;

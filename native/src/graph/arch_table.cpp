@@ -22,12 +22,6 @@ constexpr ArchSpec table[] = {
 
 }  // namespace
 
-std::vector<std::string> arch_names() {
-    std::vector<std::string> names;
-    for (const ArchSpec & arch : table) names.push_back(arch.name);
-    return names;
-}
-
 const ArchSpec & find_arch(const std::string & name) {
     const auto found =
         std::find_if(std::begin(table), std::end(table), [&](const ArchSpec & arch) { return name == arch.name; });

@@ -22,7 +22,6 @@ struct ArchSpec {
 };
 
 const ArchSpec & find_arch(const std::string & name);  // UnsupportedModelError with the list
-std::vector<std::string> arch_names();
 
 // The tensors of one layer; null where the architecture or the file has none. Shapes in ggml order.
 struct LayerWeights {

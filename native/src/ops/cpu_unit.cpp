@@ -101,6 +101,12 @@ void AttnUnit::score_distant(const AttnLayer & layer) {
           far_, distant_);
 }
 
+// Scores of one part of a softmax -> unnormalised weights in [0, 1].
+Part AttnUnit::exponentiate(float * columns, int64_t n) const {
+    const float max = kernels_.maximum(columns, n);
+    return {max, kernels_.exponentiate(columns, n, max)};
+}
+
 // P(t) within the columns of the tile: the sinks up to t and the last n_recent positions. The rest is cleared.
 Part AttnUnit::window_part(int64_t t, float * columns) const {
     if (table_.n_recent == 0) return {};
@@ -110,8 +116,7 @@ Part AttnUnit::window_part(int64_t t, float * columns) const {
     const int64_t end = n_sinks + std::max(recent_.begin, t + 1) - recent_.begin;
     std::fill(columns + sink_end, columns + begin, minus_infinity);
     std::fill(columns + end, columns + n, minus_infinity);
-    const float max = kernels_.maximum(columns, n);
-    return {max, kernels_.exponentiate(columns, n, max)};
+    return exponentiate(columns, n);
 }
 
 // The first n_far distant columns as unnormalised weights, with their maximum and sum; empty for a local head.
@@ -119,8 +124,7 @@ Part AttnUnit::distant_part(const AttnHead & head, int64_t iq, float * columns, 
     if (head.kind == HeadKind::local || n_far <= 0) return {};
     const int64_t token = first_ + iq;
     if (head.slot_in >= 0) return shared_.get(head.slot_in, token, columns, n_far);
-    const float max = kernels_.maximum(columns, n_far);
-    const Part part{max, kernels_.exponentiate(columns, n_far, max)};
+    const Part part = exponentiate(columns, n_far);
     if (head.slot_out >= 0) shared_.put(head.slot_out, token, columns, n_far, part);
     return part;
 }

@@ -45,6 +45,7 @@ class AttnUnit {
     void score(const Rows & keys, Range range, float * columns);
     void score_distant(const AttnLayer & layer);
     void softmax(const AttnLayer & layer);
+    Part exponentiate(float * columns, int64_t n) const;
     Part window_part(int64_t t, float * columns) const;
     Part distant_part(const AttnHead & head, int64_t iq, float * columns, int64_t n_far);
     void weigh(const Rows & values, Range range, const float * columns);
