@@ -1,6 +1,7 @@
 """Writes a GGUF of a known model's shape with random weights, so that speed can be measured without a download.
 
     python bench/make_model.py llama-3.2-1b -o 1b.gguf
+    python bench/make_model.py --shape qwen3-0.6b -o 0.6b.gguf
 
 Matrices are q4_0 (random blocks), the embedding too; the vocabulary is a byte-level one filled up with unused tokens.
 What it generates is noise; its speed and its memory are those of the shape.
@@ -18,7 +19,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 
 @dataclass(frozen=True)
 class Shape:
-    """The dimensions of a Llama-like model."""
+    """The dimensions of a Llama-like model; `qk_norm`: queries and keys are normalised per head."""
 
     n_layer: int
     n_embd: int
@@ -29,11 +30,16 @@ class Shape:
     n_vocab: int
     n_ctx: int
     tied: bool
+    arch: str = "llama"
+    qk_norm: bool = False
+    rope_base: float = 500000.0
+    eps: float = 1e-5
 
 
 SHAPES = {
     "llama-3.2-1b": Shape(16, 2048, 32, 8, 64, 8192, 128256, 131072, True),
     "llama-3.1-8b": Shape(32, 4096, 32, 8, 128, 14336, 128256, 131072, False),
+    "qwen3-0.6b": Shape(28, 1024, 16, 8, 128, 3072, 151936, 40960, True, "qwen3", True, 1e6, 1e-6),
     "tiny": Shape(4, 256, 8, 2, 32, 512, 512, 32768, True),
 }
 
@@ -56,7 +62,7 @@ def byte_tokens() -> list[str]:
 def write(path: Path, shape: Shape, seed: int) -> None:
     """Writes the file."""
     rng = np.random.default_rng(seed)
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, shape.arch)
     writer.add_name(path.stem)
     writer.add_block_count(shape.n_layer)
     writer.add_context_length(shape.n_ctx)
@@ -67,8 +73,8 @@ def write(path: Path, shape: Shape, seed: int) -> None:
     writer.add_key_length(shape.n_embd_head)
     writer.add_value_length(shape.n_embd_head)
     writer.add_rope_dimension_count(shape.n_embd_head)
-    writer.add_rope_freq_base(500000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(shape.rope_base)
+    writer.add_layer_norm_rms_eps(shape.eps)
     writer.add_vocab_size(shape.n_vocab)
     writer.add_file_type(2)
     writer.add_quantization_version(2)
@@ -84,8 +90,8 @@ def write(path: Path, shape: Shape, seed: int) -> None:
     def matrix(name: str, n_rows: int, n_columns: int) -> None:
         writer.add_tensor(name, q4_0(rng, n_rows, n_columns), raw_dtype=GGMLQuantizationType.Q4_0)
 
-    def norm(name: str) -> None:
-        writer.add_tensor(name, np.ones(shape.n_embd, np.float32))
+    def norm(name: str, n: int = shape.n_embd) -> None:
+        writer.add_tensor(name, np.ones(n, np.float32))
 
     matrix("token_embd.weight", shape.n_vocab, shape.n_embd)
     norm("output_norm.weight")
@@ -95,6 +101,9 @@ def write(path: Path, shape: Shape, seed: int) -> None:
     for il in range(shape.n_layer):
         norm(f"blk.{il}.attn_norm.weight")
         norm(f"blk.{il}.ffn_norm.weight")
+        if shape.qk_norm:
+            norm(f"blk.{il}.attn_q_norm.weight", shape.n_embd_head)
+            norm(f"blk.{il}.attn_k_norm.weight", shape.n_embd_head)
         matrix(f"blk.{il}.attn_q.weight", n_q, shape.n_embd)
         matrix(f"blk.{il}.attn_k.weight", n_kv, shape.n_embd)
         matrix(f"blk.{il}.attn_v.weight", n_kv, shape.n_embd)
@@ -111,11 +120,13 @@ def write(path: Path, shape: Shape, seed: int) -> None:
 def main() -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shape", choices=SHAPES)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("shape", nargs="?", choices=SHAPES)
+    which.add_argument("--shape", dest="shape_option", choices=SHAPES, help="the same, as an option")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    write(args.output, SHAPES[args.shape], args.seed)
+    write(args.output, SHAPES[args.shape or args.shape_option], args.seed)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pysa._arguments import (
     Tokens,
     check_bool,
     check_choice,
+    check_float,
     check_int,
     check_path,
     check_text,
@@ -188,6 +189,7 @@ class Model:
         *,
         n_slack: int = 0,
         distant_budget_bytes: int = 0,
+        v_skip: float | None = None,
     ) -> Session:
         """Starts a conversation with an empty cache.
 
@@ -201,6 +203,9 @@ class Model:
             n_slack: window rows kept beyond the need: so many tokens can always be truncated without work.
             distant_budget_bytes: room for the distant scores that layers share while a prompt is evaluated: n_ubatch
                 shrinks to fit it as the context grows; 0 is 256 MiB.
+            v_skip: largest share of a head's distant weights whose values need not be read, from 0, which is exact, to
+                below 1; None is the engine's own choice, Session.v_skip. Session.skip_report() tells what came of it.
+                `composed` attention leaves nothing out.
 
         Raises:
             ArgumentError: an argument is of the wrong type or out of range.
@@ -216,6 +221,7 @@ class Model:
             self._plan_json(plan),
             check_int("n_slack", n_slack, 0, INT32_MAX),
             check_int("distant_budget_bytes", distant_budget_bytes, 0, 2**62) or DISTANT_BUDGET_BYTES,
+            None if v_skip is None else check_float("v_skip", v_skip, 0.0, 1.0),
         )
         return Session(self, native)
 

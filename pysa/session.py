@@ -88,6 +88,11 @@ class Session:
         return self.native.n_ubatch
 
     @property
+    def v_skip(self) -> float:
+        """Largest share of a head's distant weights whose values need not be read; 0: exact."""
+        return self.native.v_skip
+
+    @property
     def attention(self) -> str:
         """`fused` or `composed`: what `auto` came to."""
         return self.native.attention
@@ -180,6 +185,16 @@ class Session:
         """
         return self.native.memory()
 
+    def skip_report(self) -> dict[str, float]:
+        """What leaving out negligible values came to since the session began or was reset.
+
+        Returns:
+            `n_values`: rows of distant values in reach, over steps, layers and KV heads; `n_values_read`: of which were
+            read; `dropped_mass_max` and `dropped_mass_mean`: the share of a head's distant weights that was left out
+            in a step, the largest, at most v_skip, and the mean. Zeros where nothing may be left out.
+        """
+        return self.native.skip_report()
+
     def save(self, path: PathLike, force: bool = False) -> None:
         """Writes the conversation's state to a file that Model.load_session() continues from, bit for bit.
 
@@ -250,9 +265,23 @@ class Session:
     def _generate(
         self, ids: npt.NDArray[np.int32], n_most: int, sampler: _native.Sampler, stop_at_eog: bool
     ) -> Iterator[int]:
+        last = np.empty(1, dtype=np.int32)
         for _ in range(n_most):
-            token = sampler.sample(self.eval(ids)[-1])
+            token = self.native.next_token(ids, sampler)
             if stop_at_eog and self._vocab.is_eog(token):
                 return
             yield token
-            ids = np.array([token], dtype=np.int32)
+            last[0] = token
+            ids = last
+
+    def _fill(self, n: int, seed: int = 0) -> None:
+        """Makes the cache `n` tokens long with copies of rows held, for measurements: quick, and worth nothing as text.
+
+        Args:
+            n: tokens held then, n_past..n_ctx; one at least must be held now.
+            seed: which rows are copied, 0..2**64 - 1.
+
+        Raises:
+            ArgumentError: nothing is held yet, or an argument is of the wrong type or out of range.
+        """
+        self.native.fill(check_int("n", n, 0, 2**31 - 1), check_int("seed", seed, 0, 2**64 - 1))

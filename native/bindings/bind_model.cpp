@@ -35,7 +35,7 @@ py::object model_plan(const Model & model) {
 std::unique_ptr<Session> make_session(std::shared_ptr<Model> model, int64_t n_ctx, const std::string & type_k,
                                       const std::string & type_v, int32_t n_ubatch, const std::string & attention,
                                       const std::optional<py::dict> & plan, int32_t n_slack,
-                                      int64_t distant_budget_bytes) {
+                                      int64_t distant_budget_bytes, std::optional<float> v_skip) {
     SessionParams params;
     params.n_ctx = n_ctx;
     params.type_k = type_k;
@@ -44,6 +44,7 @@ std::unique_ptr<Session> make_session(std::shared_ptr<Model> model, int64_t n_ct
     params.attention = attention;
     params.n_slack = n_slack;
     params.distant_budget_bytes = distant_budget_bytes;
+    params.v_skip = v_skip.value_or(params.v_skip);
     return std::make_unique<Session>(std::move(model), params, optional_plan(plan));
 }
 
@@ -88,7 +89,8 @@ void register_model(py::module_ & module) {
         .def("session", &make_session, py::arg("n_ctx") = defaults.n_ctx, py::arg("type_k") = defaults.type_k,
              py::arg("type_v") = defaults.type_v, py::arg("n_ubatch") = defaults.n_ubatch,
              py::arg("attention") = defaults.attention, py::arg("plan") = py::none(),
-             py::arg("n_slack") = defaults.n_slack, py::arg("distant_budget_bytes") = defaults.distant_budget_bytes)
+             py::arg("n_slack") = defaults.n_slack, py::arg("distant_budget_bytes") = defaults.distant_budget_bytes,
+             py::arg("v_skip") = py::none())
         .def("load_session", &load_session, py::arg("path"))
         .def("cache_bytes", &cache_bytes, py::arg("n"), py::arg("plan") = py::none(),
              py::arg("type_k") = defaults.type_k, py::arg("type_v") = defaults.type_v);

@@ -3,11 +3,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 
 #include "bind_memory.h"
 #include "plan_dict.h"
 #include "pysa/error.h"
+#include "pysa/sampler.h"
 #include "pysa/session.h"
 #include "python_text.h"
 #include "register.h"
@@ -69,25 +71,70 @@ class PythonInterrupt {
     std::unique_ptr<py::error_already_set> error_;
 };
 
-py::array_t<float> eval(Session & session, const TokenArray & tokens, const std::string & logits,
-                        const py::object & interrupt, int32_t n_vocab) {
-    if (tokens.ndim() != 1)
-        throw ArgumentError("tokens: expected shape (n,), got " + std::to_string(tokens.ndim()) + " dimensions");
-    const Logits which = parse_logits(logits);
-    const std::vector<int32_t> ids(tokens.data(), tokens.data() + tokens.size());
+// Runs `evaluate` without the GIL; what Python's side of the interrupt raised comes out as it was.
+template <class Evaluate> void run(const py::object & interrupt, Evaluate && evaluate) {
     PythonInterrupt stop(interrupt);
-    auto out = std::make_unique<std::vector<float>>();
     try {
         py::gil_scoped_release release;
-        *out = session.eval(ids, which, [&stop] { return stop(); });
+        evaluate([&stop] { return stop(); });
     } catch (const Interrupted &) {
         stop.raise();
         throw;
     }
-    const py::ssize_t n_out = py::ssize_t(out->size()) / n_vocab;
-    const float * data = out->data();
-    py::capsule owner(out.release(), [](void * p) { delete static_cast<std::vector<float> *>(p); });
-    return py::array_t<float>({n_out, py::ssize_t(n_vocab)}, data, owner);
+}
+
+void check_shape(const TokenArray & tokens) {
+    if (tokens.ndim() != 1)
+        throw ArgumentError("tokens: expected shape (n,), got " + std::to_string(tokens.ndim()) + " dimensions");
+}
+
+py::array_t<float> logits_array(py::ssize_t n_out, py::ssize_t n_vocab) {
+    try {
+        return py::array_t<float>({n_out, n_vocab});
+    } catch (const py::error_already_set &) {
+        throw DeviceError("evaluation: out of memory: cannot hold " + std::to_string(n_out) +
+                          " rows of logits; ask for logits=\"last\"");
+    }
+}
+
+py::array_t<float> eval(Session & session, const TokenArray & tokens, const std::string & logits,
+                        const py::object & interrupt) {
+    check_shape(tokens);
+    const Logits which = parse_logits(logits);
+    const py::ssize_t n_out = which == Logits::all ? tokens.size() : which == Logits::last ? 1 : 0;
+    py::array_t<float> out = logits_array(n_out, session.n_vocab());
+    float * to = out.mutable_data();
+    const auto sink = [&](const float * rows, int64_t n_rows) {
+        to = std::copy_n(rows, n_rows * session.n_vocab(), to);
+    };
+    const int32_t * ids = tokens.data();
+    const int64_t n_tokens = tokens.size();
+    run(interrupt, [&](const Session::Interrupt & stop) { session.eval(ids, n_tokens, which, sink, stop); });
+    return out;
+}
+
+int32_t next_token(Session & session, const TokenArray & tokens, Sampler & sampler, const py::object & interrupt) {
+    check_shape(tokens);
+    const int32_t * ids = tokens.data();
+    const int64_t n_tokens = tokens.size();
+    int32_t token = 0;
+    run(interrupt, [&](const Session::Interrupt & stop) { token = session.next_token(ids, n_tokens, sampler, stop); });
+    return token;
+}
+
+void fill(Session & session, int64_t n, uint64_t seed) {
+    py::gil_scoped_release release;
+    session.fill(n, seed);
+}
+
+py::dict skip_report(const Session & session) {
+    const SkipReport report = session.skip_report();
+    py::dict dict;
+    dict["n_values"] = report.n_values;
+    dict["n_values_read"] = report.n_values_read;
+    dict["dropped_mass_max"] = report.dropped_mass_max;
+    dict["dropped_mass_mean"] = report.dropped_mass_mean;
+    return dict;
 }
 
 void save(const Session & session, const py::object & path, bool force) {
@@ -123,20 +170,19 @@ void register_session(py::module_ & module) {
         .def_property_readonly("n_slack", [](const Session & session) { return session.params().n_slack; })
         .def_property_readonly("type_k", [](const Session & session) { return session.params().type_k; })
         .def_property_readonly("type_v", [](const Session & session) { return session.params().type_v; })
+        .def_property_readonly("v_skip", [](const Session & session) { return session.params().v_skip; })
         .def_property_readonly("attention", &Session::attention_name)
         .def_property_readonly("kernel", &Session::kernel_name)
         .def_property_readonly("plan", [](const Session & session) { return plan_to_dict(session.plan()); })
         .def_property_readonly("tokens", [](const Session & session) { return session.tokens(); })
-        .def(
-            "eval",
-            [](Session & session, const TokenArray & tokens, const std::string & logits, const py::object & interrupt) {
-                return eval(session, tokens, logits, interrupt, session.n_vocab());
-            },
-            py::arg("tokens"), py::arg("logits") = "last", py::arg("interrupt") = py::none())
+        .def("eval", &eval, py::arg("tokens"), py::arg("logits") = "last", py::arg("interrupt") = py::none())
+        .def("next_token", &next_token, py::arg("tokens"), py::arg("sampler"), py::arg("interrupt") = py::none())
+        .def("fill", &fill, py::arg("n"), py::arg("seed") = 0)
         .def("truncate", &Session::truncate, py::arg("n"))
         .def("rollback_position", &Session::rollback_position, py::arg("n"))
         .def("checkpoint", &Session::checkpoint)
         .def("memory", [](const Session & session) { return memory_dict(session.memory()); })
+        .def("skip_report", &skip_report)
         .def("save", &save, py::arg("path"), py::arg("force") = false)
         .def("reset", &Session::reset);
 }

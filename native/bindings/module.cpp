@@ -9,6 +9,7 @@ PYBIND11_MODULE(_native, module) {
     pysa::init_logging();
     pysa::register_errors();
     pysa::register_file(module);
+    pysa::register_machine(module);
     pysa::register_text(module);
     pysa::register_model(module);
     pysa::register_session(module);

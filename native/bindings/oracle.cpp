@@ -1,4 +1,5 @@
-// pysa._oracle: llama_decode of the same build, for parity tests only. Built with PYSA_TESTS; never shipped.
+// pysa._oracle: llama_decode of the same build and the check of the CPU kernels, for tests only. Built with PYSA_TESTS; never
+// shipped.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -6,12 +7,15 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "base/log.h"
+#include "kernel_check.h"
 #include "llama.h"
+#include "oracle_fill.h"
 
 namespace py = pybind11;
 
@@ -35,15 +39,10 @@ class Oracle {
   public:
     Oracle(const std::string & path, uint32_t n_ctx, int32_t n_threads, const std::string & type_k,
            const std::string & type_v, uint32_t n_batch, uint32_t n_ubatch, const std::string & flash_attn,
-           bool use_mmap, bool use_extra_bufts) {
+           bool use_mmap, bool use_extra_bufts, const Oracle * share) {
         pysa::init_logging();
         pysa::take_logged_errors();
-        llama_model_params model_params = llama_model_default_params();
-        model_params.n_gpu_layers = 0;
-        model_params.load_mode = use_mmap ? LLAMA_LOAD_MODE_MMAP : LLAMA_LOAD_MODE_NONE;
-        model_params.use_extra_bufts = use_extra_bufts;
-        model_.reset(llama_model_load_from_file(path.c_str(), model_params));
-        if (!model_) throw std::runtime_error(path + ": " + pysa::take_logged_errors());
+        model_ = share != nullptr ? share->model_ : load(path, use_mmap, use_extra_bufts);
 
         llama_context_params params = llama_context_default_params();
         params.n_ctx = n_ctx;
@@ -96,6 +95,26 @@ class Oracle {
         return generated;
     }
 
+    // Makes the cache n positions long: those beyond n_past get copies of rows held, chosen at random. n may be n_past.
+    void fill(int32_t n, uint32_t seed) {
+        if (n_past_ < 1 || n < n_past_ || n > static_cast<int32_t>(n_ctx())) {
+            throw std::runtime_error("fill: n: expected n_past (at least 1) .. n_ctx, here " + std::to_string(n_past_) +
+                                     ".." + std::to_string(n_ctx()) + ", got " + std::to_string(n));
+        }
+        std::mt19937 random(seed);
+        std::vector<uint32_t> sources(static_cast<size_t>(n));
+        for (size_t i = 0; i < sources.size(); ++i)
+            sources[i] = static_cast<uint32_t>(i) < static_cast<uint32_t>(n_past_) ? static_cast<uint32_t>(i)
+                                                                                   : random() % uint32_t(n_past_);
+        std::vector<uint8_t> state(llama_state_seq_get_size(context_.get(), 0));
+        if (llama_state_seq_get_data(context_.get(), state.data(), state.size(), 0) != state.size())
+            throw std::runtime_error("fill: no state: " + pysa::take_logged_errors());
+        state = refilled_state(state, sources);
+        if (llama_state_seq_set_data(context_.get(), state.data(), state.size(), 0) != state.size())
+            throw std::runtime_error("fill: state refused: " + pysa::take_logged_errors());
+        n_past_ = n;
+    }
+
     void reset() {
         llama_memory_clear(llama_get_memory(context_.get()), true);
         n_past_ = 0;
@@ -106,6 +125,16 @@ class Oracle {
     uint32_t n_ctx() const { return llama_n_ctx(context_.get()); }
 
   private:
+    static std::shared_ptr<llama_model> load(const std::string & path, bool use_mmap, bool use_extra_bufts) {
+        llama_model_params params = llama_model_default_params();
+        params.n_gpu_layers = 0;
+        params.load_mode = use_mmap ? LLAMA_LOAD_MODE_MMAP : LLAMA_LOAD_MODE_NONE;
+        params.use_extra_bufts = use_extra_bufts;
+        std::shared_ptr<llama_model> model(llama_model_load_from_file(path.c_str(), params), FreeModel());
+        if (!model) throw std::runtime_error(path + ": " + pysa::take_logged_errors());
+        return model;
+    }
+
     void decode(const int32_t * tokens, int32_t n, bool all, bool with_last) {
         llama_batch batch = llama_batch_init(n, 0, 1);
         for (int32_t i = 0; i < n; ++i) {
@@ -126,13 +155,15 @@ class Oracle {
     }
 
     struct FreeModel {
-        void operator()(llama_model * model) const { llama_model_free(model); }
+        void operator()(llama_model * model) const {
+            if (model != nullptr) llama_model_free(model);
+        }
     };
     struct FreeContext {
         void operator()(llama_context * context) const { llama_free(context); }
     };
 
-    std::unique_ptr<llama_model, FreeModel> model_;
+    std::shared_ptr<llama_model> model_;
     std::unique_ptr<llama_context, FreeContext> context_;
     int32_t n_batch_ = 0;
     int32_t n_vocab_ = 0;
@@ -152,18 +183,31 @@ py::array_t<float> eval(Oracle & oracle, const std::vector<int32_t> & tokens, co
     return array;
 }
 
+// Names of the sets of CPU kernels that this processor runs, best first, each checked.
+std::vector<std::string> check_all_kernels() {
+    std::vector<std::string> names;
+    for (const pysa::CpuKernels * kernels : pysa::usable_cpu_kernels()) {
+        check_kernels(*kernels);
+        names.push_back(kernels->name);
+    }
+    return names;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_oracle, module) {
-    module.doc() = "llama_decode of the pinned llama.cpp, for parity tests.";
+    module.doc() = "llama_decode of the pinned llama.cpp, for parity tests, and the check of the CPU kernels.";
+    module.def("check_kernels", &check_all_kernels, py::call_guard<py::gil_scoped_release>());
     py::class_<Oracle>(module, "Oracle")
         .def(py::init<const std::string &, uint32_t, int32_t, const std::string &, const std::string &, uint32_t,
-                      uint32_t, const std::string &, bool, bool>(),
+                      uint32_t, const std::string &, bool, bool, const Oracle *>(),
              py::arg("path"), py::arg("n_ctx"), py::arg("n_threads"), py::arg("type_k") = "f16",
              py::arg("type_v") = "f16", py::arg("n_batch") = 2048, py::arg("n_ubatch") = 512,
-             py::arg("flash_attn") = "auto", py::arg("use_mmap") = true, py::arg("use_extra_bufts") = true)
+             py::arg("flash_attn") = "auto", py::arg("use_mmap") = true, py::arg("use_extra_bufts") = true,
+             py::arg("share") = nullptr)
         .def("eval", &eval, py::arg("tokens"), py::arg("logits") = "all")
         .def("greedy", &Oracle::greedy, py::arg("tokens"), py::arg("n"), py::call_guard<py::gil_scoped_release>())
+        .def("fill", &Oracle::fill, py::arg("n"), py::arg("seed") = 0, py::call_guard<py::gil_scoped_release>())
         .def("reset", &Oracle::reset)
         .def_property_readonly("n_past", &Oracle::n_past)
         .def_property_readonly("n_vocab", &Oracle::n_vocab)

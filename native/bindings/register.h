@@ -7,6 +7,7 @@ namespace pysa {
 
 void register_errors();
 void register_file(pybind11::module_ & module);
+void register_machine(pybind11::module_ & module);
 void register_text(pybind11::module_ & module);
 void register_model(pybind11::module_ & module);
 void register_session(pybind11::module_ & module);

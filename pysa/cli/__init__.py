@@ -1,1 +1,1 @@
-"""The command `pysa`: options in options.py, logic in generate.py and inspect.py, drawing in render.py."""
+"""The command `pysa`: options in options.py, logic in generate.py, inspect.py and bench.py, drawing in render.py."""

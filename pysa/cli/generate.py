@@ -136,7 +136,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
     with Model(options.model, n_threads=options.threads) as model:
         tokens = prompt_tokens(model, text, options.chat)
         with model.session(
-            options.ctx_size, options.type_k, options.type_v, options.ubatch, options.attention, options.plan
+            options.ctx_size,
+            options.type_k,
+            options.type_v,
+            options.ubatch,
+            options.attention,
+            options.plan,
+            v_skip=options.v_skip,
         ) as session:
             try:
                 for piece in stream(session, tokens, options, outcome):

@@ -42,6 +42,14 @@ def build_parser() -> Parser:
             allow_abbrev=False,
         )
     )
+    _bench_options(
+        commands.add_parser(
+            "bench",
+            help="measure speed at some depths",
+            description="Measures decoding and prompts at some depths, beside the speed that memory is read with.",
+            allow_abbrev=False,
+        )
+    )
     return parser
 
 
@@ -81,16 +89,36 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
     cache.add_argument(
         "-c", "--ctx-size", type=_integer(0), default=0, metavar="N", help="most tokens held; 0: the model's own (0)"
     )
-    _cache_options(cache)
-    cache.add_argument("--attention", choices=ATTENTIONS, default="auto", help="which implementation (auto)")
-    cache.add_argument(
-        "-t", "--threads", type=_integer(0, 512), default=0, metavar="N", help="0: the physical cores (0)"
-    )
+    _engine_options(cache)
     _common_options(parser)
 
 
 def _inspect_options(parser: argparse.ArgumentParser) -> None:
     _cache_options(parser.add_argument_group("cache"))
+    _common_options(parser)
+
+
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-d", "--depth", type=_integers, default=[4096], metavar="N,...", help="tokens held; 0 is added (4096)"
+    )
+    parser.add_argument("-n", "--tokens", type=_integer(1), default=16, metavar="N", help="tokens decoded at each (16)")
+    parser.add_argument(
+        "-p", "--prompt-tokens", type=_integer(0), default=0, metavar="N", help="prompt tokens evaluated at each (0)"
+    )
+    depth_by = parser.add_mutually_exclusive_group()
+    depth_by.add_argument(
+        "--fill",
+        dest="depth_by",
+        action="store_const",
+        const="fill",
+        default="fill",
+        help="reach a depth with copies of a few rows: quick (the default)",
+    )
+    depth_by.add_argument(
+        "--prompt", dest="depth_by", action="store_const", const="prompt", help="reach a depth by evaluating a prompt"
+    )
+    _engine_options(parser.add_argument_group("cache and engine"))
     _common_options(parser)
 
 
@@ -101,6 +129,20 @@ def _cache_options(group: argparse._ArgumentGroup) -> None:
         "--ubatch", type=_integer(1, 65536), default=512, metavar="N", help="prompt tokens evaluated at once (512)"
     )
     group.add_argument("--plan", metavar="FILE|dense", help="a plan.json, or dense, instead of the file's own plan")
+
+
+def _engine_options(group: argparse._ArgumentGroup) -> None:
+    _cache_options(group)
+    group.add_argument("--attention", choices=ATTENTIONS, default="auto", help="which implementation (auto)")
+    group.add_argument(
+        "--v-skip",
+        type=_number(0.0, 1.0),
+        metavar="X",
+        help="largest share of a head's distant weights whose values need not be read; 0: exact (the engine's choice)",
+    )
+    group.add_argument(
+        "-t", "--threads", type=_integer(0, 512), default=0, metavar="N", help="0: the physical cores (0)"
+    )
 
 
 def _common_options(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +162,13 @@ def _integer(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [_integer(0)(part) for part in text.split(",")]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected integers of 0 or more, as 0,4096, got {text!r}") from None
 
 
 def _number(low: float, high: float = 1e6) -> Callable[[str], float]:

@@ -36,6 +36,7 @@ class Dims:
     head_dim: int
     n_embd: int
     n_ff: int
+    head_dim_v: int | None = None
 
     def write(self, folder: Path, *, dtype: str = "f32", seed: int = 0, **fields: Any) -> Path:
         """The model as a GGUF in `folder`, written once per content."""
@@ -52,6 +53,8 @@ GQA3 = Dims("llama", n_layer=4, n_head=6, n_head_kv=2, head_dim=32, n_embd=96, n
 GQA2 = Dims("qwen3", n_layer=3, n_head=8, n_head_kv=4, head_dim=64, n_embd=128, n_ff=224)
 MHA = Dims("qwen2", n_layer=2, n_head=5, n_head_kv=5, head_dim=64, n_embd=320, n_ff=192)
 MQA = Dims("llama", n_layer=5, n_head=7, n_head_kv=1, head_dim=96, n_embd=160, n_ff=288)
+ODD = Dims("llama", n_layer=3, n_head=9, n_head_kv=1, head_dim=80, n_embd=112, n_ff=176, head_dim_v=48)
+WIDE = Dims("qwen3", n_layer=3, n_head=4, n_head_kv=2, head_dim=256, n_embd=144, n_ff=208, head_dim_v=192)
 ALL_DIMS = (GQA3, GQA2, MHA, MQA)
 
 # -- plans -----------------------------------------------------------------------------------------------------------
@@ -285,6 +288,9 @@ CASES: tuple[Case, ...] = (
     Case("mixed-q8_0", MQA, "mixed", 6, 27, 137, bias=True, type_k="q8_0", type_v="q8_0", seed=12),
     Case("mixed-q4_0", GQA2, "mixed", 7, 19, 113, bias=True, type_k="q4_0", type_v="q4_0", seed=13),
     Case("mixed-q8_0-f16", GQA3, "mixed", 8, 25, 127, distant="keys", type_k="q8_0", type_v="f16", seed=14),
+    Case("mixed-odd-sizes", ODD, "mixed", 5, 24, 151, bias=True, seed=16),
+    Case("mixed-odd-sizes-f16", ODD, "mixed", 2, 34, 109, distant="keys", type_k="f16", type_v="f16", seed=17),
+    Case("mixed-wide-q8_0", WIDE, "mixed", 3, 28, 97, bias=True, type_k="q8_0", type_v="q8_0", seed=18),
     Case("sa-f16", GQA2, "sa", 0, 0, 103, type_k="f16", type_v="f16", seed=15),
 )
 

@@ -140,6 +140,7 @@ def write_tiny_gguf(
     n_head: int = 6,
     n_head_kv: int = 2,
     head_dim: int = 32,
+    head_dim_v: int | None = None,
     n_ff: int = 160,
     n_vocab: int | None = None,
     n_ctx: int = 2048,
@@ -159,6 +160,7 @@ def write_tiny_gguf(
         path: the file to write; replaced if it exists.
         arch: "llama", "qwen2" or "qwen3".
         n_embd: 96, or n_head * head_dim for qwen2, whose loader wants that.
+        head_dim_v: head size of the values; None: head_dim.
         n_vocab: padded up to this with unused tokens; None: the vocabulary as it is.
         qkv_bias: default True for qwen2 only.
         qk_norm: default True for qwen3 only.
@@ -190,7 +192,7 @@ def write_tiny_gguf(
         f"{arch}.attention.head_count": n_head,
         f"{arch}.attention.head_count_kv": n_head_kv,
         f"{arch}.attention.key_length": head_dim,
-        f"{arch}.attention.value_length": head_dim,
+        f"{arch}.attention.value_length": head_dim_v or head_dim,
         f"{arch}.attention.layer_norm_rms_epsilon": 1e-5,
         f"{arch}.rope.dimension_count": head_dim,
         f"{arch}.rope.freq_base": 10000.0,
@@ -228,6 +230,7 @@ def write_tiny_gguf(
         writer.add_tensor(name, rng.normal(mean, std, n).astype(np.float32))
 
     n_q, n_kv = n_head * head_dim, n_head_kv * head_dim
+    n_v, n_out = n_head_kv * (head_dim_v or head_dim), n_head * (head_dim_v or head_dim)
     # q.k / sqrt(head_dim) of random rows has std = std_qk^2 * n_embd: 3 makes the softmax peak.
     std_qk = float(np.sqrt(3.0 / n_embd))
     matrix("token_embd.weight", n_vocab, n_embd, 3.0 / float(np.sqrt(n_embd)))
@@ -241,12 +244,12 @@ def write_tiny_gguf(
         vector(blk + "attn_norm.weight", n_embd, 1.0, 0.1)
         matrix(blk + "attn_q.weight", n_q, n_embd, std_qk)
         matrix(blk + "attn_k.weight", n_kv, n_embd, std_qk)
-        matrix(blk + "attn_v.weight", n_kv, n_embd, float(n_embd**-0.5))
-        matrix(blk + "attn_output.weight", n_embd, n_q, float(n_q**-0.5))
+        matrix(blk + "attn_v.weight", n_v, n_embd, float(n_embd**-0.5))
+        matrix(blk + "attn_output.weight", n_embd, n_out, float(n_out**-0.5))
         if qkv_bias:
             vector(blk + "attn_q.bias", n_q, 0.0, 0.2)
             vector(blk + "attn_k.bias", n_kv, 0.0, 0.2)
-            vector(blk + "attn_v.bias", n_kv, 0.0, 0.2)
+            vector(blk + "attn_v.bias", n_v, 0.0, 0.2)
         if qk_norm:
             vector(blk + "attn_q_norm.weight", head_dim, 1.7, 0.1)
             vector(blk + "attn_k_norm.weight", head_dim, 1.7, 0.1)

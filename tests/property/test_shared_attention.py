@@ -280,7 +280,16 @@ def test_table_covers_every_kind() -> None:
     assert len(cases(kinds=["mixed"])) >= 8
 
 
-KERNEL_CASES = ("mixed", "mixed-keys-f16", "mixed-bf16", "mixed-q8_0", "mixed-q4_0", "mixed-gate")
+KERNEL_CASES = (
+    "mixed",
+    "mixed-keys-f16",
+    "mixed-bf16",
+    "mixed-q8_0",
+    "mixed-q4_0",
+    "mixed-gate",
+    "mixed-odd-sizes-f16",
+    "mixed-wide-q8_0",
+)
 KERNEL_SCRIPT = """
 import sys
 from pathlib import Path
@@ -292,10 +301,11 @@ for case in CASES:
     if case.name in names:
         with pysa.Model(case.path(Path(folder)), n_threads=1) as model:
             plan, types = case.plan(Path(folder)), {"type_k": case.type_k, "type_v": case.type_v}
-            session = model.session(plan=plan, attention="fused", **types)
-            assert session.kernel == wanted, session.kernel
-            error = relative_error(session.eval(case.tokens(), logits="all"), case.reference(Path(folder)))
-            assert error <= TOLERANCES["fused", case.type_k], (case.name, error)
+            for n_ubatch in (1, 512):
+                session = model.session(plan=plan, attention="fused", n_ubatch=n_ubatch, **types)
+                assert session.kernel == wanted, session.kernel
+                error = relative_error(session.eval(case.tokens(), logits="all"), case.reference(Path(folder)))
+                assert error <= TOLERANCES["fused", case.type_k], (case.name, n_ubatch, error)
 """
 
 

@@ -39,6 +39,12 @@ BAD_SESSION = [
     ({"type_v": None}, "type_v: unknown value"),
     ({"attention": "flash"}, "attention: unknown value: expected one of auto, fused, composed, got 'flash'"),
     ({"plan": 3}, "plan: wrong type: expected a path, got int 3"),
+    ({"v_skip": -0.1}, r"v_skip: out of range: expected 0\.\.1, got -0\.1"),
+    ({"v_skip": float("nan")}, r"v_skip: out of range: expected 0\.\.1, got nan"),
+    ({"v_skip": float("inf")}, "v_skip: out of range"),
+    ({"v_skip": 1.0}, r"v_skip: expected 0 \(exact\) or more and below 1, got 1\.0"),
+    ({"v_skip": 1 - 1e-12}, r"v_skip: expected 0 \(exact\) or more and below 1, got 1\.0"),  # 1 in f32
+    ({"v_skip": "0"}, "v_skip: wrong type: expected a number, got str '0'"),
 ]
 BAD_SAMPLING = [
     ({"temperature": -0.1}, "temperature: out of range"),

@@ -34,6 +34,7 @@ USAGE = [
     (["generate", "-p", "x"], "the following arguments are required: MODEL.gguf"),
     (["generate", "m.gguf", "-p", "x", "-n", "0"], "-n/--max-tokens: expected an integer in 1..2147483647, got '0'"),
     (["generate", "m.gguf", "-p", "x", "--temp", "nan"], "--temp: expected a number in 0..1e+06, got 'nan'"),
+    (["generate", "m.gguf", "-p", "x", "--v-skip", "1.5"], "--v-skip: expected a number in 0..1, got '1.5'"),
     (["generate", "m.gguf", "-p", "x", "--top-p", "0"], "--top-p: expected a number above 0, at most 1, got '0'"),
     (["generate", "m.gguf", "-p", "x", "--type-k", "f8"], "--type-k: invalid choice: 'f8'"),
     (["generate", "m.gguf", "-p", ""], "the prompt is empty"),

@@ -172,7 +172,6 @@ HPARAMS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "2 values.*got 1",
     ),
     "odd head": ({"llama.attention.key_length": 31}, ModelFileError, "key_length: expected an even number, got 31"),
-    "value length": ({"llama.attention.value_length": 64}, UnsupportedModelError, "value_length.*32, got 64"),
     "partial rope": ({"llama.rope.dimension_count": 16}, UnsupportedModelError, "rope.dimension_count.*32, got 16"),
     "eps": (
         {"llama.attention.layer_norm_rms_epsilon": float("nan")},

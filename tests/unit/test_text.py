@@ -81,6 +81,17 @@ def test_greedy_takes_the_largest() -> None:
         assert _native.Sampler(temperature=0, top_k=5, top_p=0.5, min_p=0.1, seed=1).sample(values) == values.argmax()
 
 
+@pytest.mark.parametrize("n", [1, 2, 1023, 1024, 1025, 128256])
+def test_greedy_takes_the_first_of_equals(n: int) -> None:
+    values = np.full(n, -np.inf, np.float32)
+    sampler = _native.Sampler(temperature=0, top_k=0, top_p=1.0, min_p=0.0, seed=0)
+    for sign in (-1, 1):
+        for at in sorted({n - 1, n // 2, n // 3, 0}, reverse=True):
+            values[at] = sign * 1.5
+            assert sampler.sample(values) == at
+            assert sampler.sample(values - np.abs(logits(n))) == (values - np.abs(logits(n))).argmax()
+
+
 def test_one_seed_one_sequence() -> None:
     def draw(seed: int) -> list[int]:
         sampler = _native.Sampler(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
@@ -128,10 +139,14 @@ def test_sampler_arguments(name: str, value: float) -> None:
         _native.Sampler(**arguments)
 
 
-@pytest.mark.parametrize("bad", [[], [[1.0]], [1.0, float("nan")], [float("inf"), 0.0], [float("-inf")] * 2])
-def test_sampler_logits(bad: list[float]) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "bad", [[], [[1.0]], [1.0, float("nan")], [1.0, -float("nan")], [float("inf"), 0.0], [float("-inf")] * 2]
+)
+def test_sampler_logits(bad: list[float], temperature: float) -> None:
+    sampler = _native.Sampler(temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, seed=0)
     with pytest.raises(ArgumentError, match="logits: expected"):
-        _native.Sampler(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0).sample(np.array(bad, np.float32))
+        sampler.sample(np.array(bad, np.float32))
 
 
 # -- quantiser -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-// What a caller may choose about a session's cache, and what the cache costs.
+// What a caller may choose about a session, what its cache costs, and what it leaves out.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,7 @@ struct SessionParams {
     std::string attention = "auto";  // auto, fused, composed
     int32_t n_slack = 0;             // window rows kept beyond the need: so many tokens can be truncated for free
     int64_t distant_budget_bytes = 256ll << 20;  // room for scores shared between layers; the ubatch shrinks to fit it
+    float v_skip = 0.0f;  // largest share of a head's distant weights whose values need not be read; 0: exact
 };
 
 // Bytes, by part, that a session holds now.
@@ -30,6 +31,14 @@ struct MemoryReport {
     int64_t attention = 0;    // shared scores and scratch, held between steps
     int64_t compute = 0;      // activations of the largest step so far
     int64_t cache_total() const { return keys + values + window_keys + window_values; }
+};
+
+// What leaving out negligible values came to since the session began or was reset.
+struct SkipReport {
+    int64_t n_values = 0;          // distant value rows in reach of a step, over layers and KV heads
+    int64_t n_values_read = 0;     // of which were read
+    double dropped_mass_max = 0;   // largest share of a head's distant weights left out in a step; at most v_skip
+    double dropped_mass_mean = 0;  // mean over heads and steps
 };
 
 }  // namespace pysa

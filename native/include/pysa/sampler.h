@@ -27,7 +27,7 @@ class Sampler {
     int32_t sample(const float * logits, int32_t n_vocab);
 
   private:
-    llama_sampler * chain_ = nullptr;
+    llama_sampler * chain_ = nullptr;  // none at a temperature of 0
     std::vector<uint8_t> candidates_;  // llama_token_data, kept to avoid an allocation per token
 };
 

@@ -10,6 +10,7 @@
 
 #include "pysa/kv_cache.h"
 #include "pysa/model.h"
+#include "pysa/sampler.h"
 
 namespace pysa {
 
@@ -17,6 +18,8 @@ enum class Logits { none, last, all };
 
 class Session {
   public:
+    // Takes rows of logits where they were computed, f32 [n_vocab, n_rows]; they are gone after the call.
+    using LogitsSink = std::function<void(const float * rows, int64_t n_rows)>;
     // Asked between the nodes of a graph and between ubatches; true stops the evaluation.
     using Interrupt = std::function<bool()>;
 
@@ -32,9 +35,12 @@ class Session {
     std::string kernel_name() const;      // avx512, avx2, neon, scalar; ggml
     std::vector<int32_t> tokens() const;  // of all positions held
 
-    // Evaluates tokens after the ones held. Returns logits, f32 [n_vocab, n_out]. On any error, Interrupted included, the session
-    // is as it was. ArgumentError, ContextFullError, DeviceError, Interrupted.
-    std::vector<float> eval(const std::vector<int32_t> & tokens, Logits logits, const Interrupt & interrupt);
+    // Evaluates tokens after the ones held; the sink takes the logits asked for, ubatch by ubatch. On any error, Interrupted and
+    // the sink's own included, the session is as it was. ArgumentError, ContextFullError, DeviceError, Interrupted.
+    void eval(const int32_t * tokens, int64_t n_tokens, Logits logits, const LogitsSink & sink,
+              const Interrupt & interrupt);
+    // Evaluates tokens and picks the one after them, without a copy of the logits. Otherwise as eval().
+    int32_t next_token(const int32_t * tokens, int64_t n_tokens, Sampler & sampler, const Interrupt & interrupt);
 
     // Forgets positions >= n. RollbackError if the window before n has been overwritten and no checkpoint lies at n.
     void truncate(int64_t n);
@@ -44,6 +50,11 @@ class Session {
     int64_t checkpoint();
 
     MemoryReport memory() const;
+    SkipReport skip_report() const;
+
+    // For measurements: makes the cache n positions long. The new ones get rows and tokens of positions held, drawn by `seed`.
+    // ArgumentError, DeviceError.
+    void fill(int64_t n, uint64_t seed);
 
     // A versioned file with a checksum; written beside its name, then renamed. ArgumentError if it exists and not `force`.
     void save(const std::string & path, bool force) const;

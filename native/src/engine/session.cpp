@@ -1,4 +1,4 @@
-// Evaluation: plan the cache, build the graph, run it, commit. Only commit changes what the session holds.
+// A session's parameters, its turns, and going back. session_eval.cpp evaluates.
 #include "pysa/session.h"
 
 #include <algorithm>
@@ -40,6 +40,8 @@ SessionParams checked(SessionParams params, const HParams & hp) {
         refuse("distant_budget_bytes: expected 0 or more, got " + std::to_string(params.distant_budget_bytes));
     if (params.attention != "auto" && params.attention != "fused" && params.attention != "composed")
         refuse("attention: expected auto, fused or composed, got \"" + params.attention + "\"");
+    if (!(params.v_skip >= 0.0f && params.v_skip < 1.0f))  // nan fails this too
+        refuse("v_skip: expected 0 (exact) or more and below 1, got " + std::to_string(params.v_skip));
     return params;
 }
 
@@ -50,47 +52,12 @@ Session::Impl::Impl(std::shared_ptr<const Model> model, const SessionParams & pa
       table_(make_attn_table(plan_, hp_)), compute_(model_->n_threads(), 2 * step_graph_nodes(hp_)),
       cache_(hp_, make_cache_layout(plan_, hp_, params_.n_slack),
              parse_cache_types(params_.type_k, params_.type_v, hp_), compute_.cache_buffer_type(), params_.n_ctx) {
-    attention_ = params_.attention == "composed" ? make_composed_attention(table_, cache_)
-                                                 : make_fused_cpu_attention(table_, cache_, compute_.n_threads());
+    attention_ = params_.attention == "composed"
+                     ? make_composed_attention(table_, cache_)
+                     : make_fused_cpu_attention(table_, cache_, compute_.n_threads(), params_.v_skip);
     builder_ = std::make_unique<StepGraphBuilder>(hp_, model_->weights().model(), cache_, *attention_);
     graph_memory_.resize(2 * step_graph_nodes(hp_) * ggml_tensor_overhead() +
                          ggml_graph_overhead_custom(step_graph_nodes(hp_), false));
-}
-
-std::vector<float> Session::Impl::eval(const std::vector<int32_t> & tokens, Logits logits,
-                                       const Interrupt & interrupt) {
-    check_tokens(tokens);
-    const int64_t n_tokens = int64_t(tokens.size()), n_before = cache_.n_past();
-    cache_.reserve(n_before + n_tokens);
-    const bool needs_undo = cache_.ring().overwrites_window(n_before, n_tokens) && cache_.layout().has_ring();
-    // Without a snapshot the rows below n_before that a query there needs stay; older ones count as overwritten.
-    const RingSnapshot undo = needs_undo
-                                  ? cache_.snapshot()
-                                  : RingSnapshot{n_before, std::max(cache_.ring().n_written, n_before + n_tokens), {}};
-
-    const int64_t n_vocab = hp_.n_vocab;
-    const int64_t n_out = logits == Logits::all ? n_tokens : logits == Logits::last ? 1 : 0;
-    std::vector<float> out;
-    try {
-        out.resize(size_t(n_out * n_vocab));
-        tokens_.reserve(tokens_.size() + tokens.size());
-        for (int64_t done = 0; done < n_tokens;) {
-            const int64_t n = ubatch_size(n_tokens - done);
-            const bool is_last = done + n == n_tokens;
-            const int64_t n_now = logits == Logits::all ? n : is_last ? n_out : 0;
-            step(tokens.data() + done, n, n_now, out.data() + (logits == Logits::all ? done * n_vocab : 0), interrupt);
-            done += n;
-        }
-    } catch (const std::bad_alloc &) {
-        undo_eval(undo, needs_undo);
-        throw DeviceError("evaluation: out of memory: cannot hold " + std::to_string(n_out) +
-                          " rows of logits; ask for logits=\"last\"");
-    } catch (...) {
-        undo_eval(undo, needs_undo);
-        throw;
-    }
-    tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
-    return out;
 }
 
 void Session::Impl::truncate(int64_t n) {
@@ -149,49 +116,9 @@ MemoryReport Session::Impl::memory() const {
 
 void Session::Impl::reset() {
     cache_.clear();
+    attention_->reset_skip_report();
     tokens_.clear();
     checkpoints_.clear();
-}
-
-void Session::Impl::check_tokens(const std::vector<int32_t> & tokens) const {
-    if (tokens.empty()) throw ArgumentError("tokens: expected at least one, got none");
-    for (size_t i = 0; i < tokens.size(); ++i)
-        if (tokens[i] < 0 || tokens[i] >= hp_.n_vocab)
-            throw ArgumentError("tokens[" + std::to_string(i) + "]: expected 0 to " + std::to_string(hp_.n_vocab - 1) +
-                                ", got " + std::to_string(tokens[i]));
-    const int64_t n_left = params_.n_ctx - cache_.n_past();
-    if (int64_t(tokens.size()) > n_left)
-        throw ContextFullError("context: expected at most " + std::to_string(n_left) + " more tokens (n_ctx " +
-                               std::to_string(params_.n_ctx) + ", held " + std::to_string(cache_.n_past()) + "), got " +
-                               std::to_string(tokens.size()) + "; truncate, or make a session with a larger n_ctx");
-}
-
-// As many tokens as n_ubatch and the budget for shared scores allow at the depth they end at.
-int64_t Session::Impl::ubatch_size(int64_t n_left) const {
-    const int64_t n = std::min<int64_t>(n_left, params_.n_ubatch);
-    const int64_t per_token = attention_->bytes_per_token(cache_.n_past() + n);
-    return per_token == 0 ? n : std::clamp<int64_t>(params_.distant_budget_bytes / per_token, 1, n);
-}
-
-void Session::Impl::step(const int32_t * tokens, int64_t n_tokens, int64_t n_out, float * out,
-                         const Interrupt & interrupt) {
-    if (interrupt && interrupt()) throw Interrupted("evaluation: interrupted");
-    ggml_init_params memory = {graph_memory_.size(), graph_memory_.data(), true};
-    std::unique_ptr<ggml_context, decltype(&ggml_free)> ctx(ggml_init(memory), ggml_free);
-    const StepGraph graph = builder_->build(ctx.get(), AttnStep{cache_.n_past(), n_tokens}, n_out);
-    compute_.allocate(graph.gf);
-    builder_->set_inputs(tokens);
-    compute_.run(graph.gf, interrupt);
-    if (graph.logits) ggml_backend_tensor_get(graph.logits, out, 0, ggml_nbytes(graph.logits));
-    cache_.commit(n_tokens);
-}
-
-void Session::Impl::undo_eval(const RingSnapshot & undo, bool has_rows) {
-    if (has_rows) {
-        cache_.restore(undo);
-    } else {
-        cache_.restore_position(undo.n_past, undo.n_written);
-    }
 }
 
 Session::Session(std::shared_ptr<const Model> model, const SessionParams & params,
@@ -214,9 +141,22 @@ std::vector<int32_t> Session::tokens() const {
     return impl_->tokens_;
 }
 
-std::vector<float> Session::eval(const std::vector<int32_t> & tokens, Logits logits, const Interrupt & interrupt) {
+void Session::eval(const int32_t * tokens, int64_t n_tokens, Logits logits, const LogitsSink & sink,
+                   const Interrupt & interrupt) {
     Turn turn(impl_->busy_);
-    return impl_->eval(tokens, logits, interrupt);
+    impl_->eval(tokens, n_tokens, logits, sink, interrupt);
+}
+
+int32_t Session::next_token(const int32_t * tokens, int64_t n_tokens, Sampler & sampler, const Interrupt & interrupt) {
+    int32_t token = 0;
+    const auto sample = [&](const float * row, int64_t) { token = sampler.sample(row, n_vocab()); };
+    eval(tokens, n_tokens, Logits::last, sample, interrupt);
+    return token;
+}
+
+void Session::fill(int64_t n, uint64_t seed) {
+    Turn turn(impl_->busy_);
+    impl_->fill(n, seed);
 }
 
 void Session::truncate(int64_t n) {
@@ -234,6 +174,11 @@ int64_t Session::checkpoint() {
 MemoryReport Session::memory() const {
     Turn turn(impl_->busy_);
     return impl_->memory();
+}
+
+SkipReport Session::skip_report() const {
+    Turn turn(impl_->busy_);
+    return impl_->attention_->skip_report();
 }
 
 void Session::save(const std::string & path, bool force) const {

@@ -1,4 +1,4 @@
-// What a Session holds. session.cpp evaluates and rolls back, session_state.cpp saves and loads.
+// What a Session holds. session_eval.cpp evaluates, session.cpp rolls back, session_state.cpp saves and loads.
 #pragma once
 
 #include <atomic>
@@ -20,7 +20,9 @@ class Session::Impl {
   public:
     Impl(std::shared_ptr<const Model> model, const SessionParams & params, const SharingPlan & plan);
 
-    std::vector<float> eval(const std::vector<int32_t> & tokens, Logits logits, const Interrupt & interrupt);
+    void eval(const int32_t * tokens, int64_t n_tokens, Logits logits, const LogitsSink & sink,
+              const Interrupt & interrupt);
+    void fill(int64_t n, uint64_t seed);
     void truncate(int64_t n);
     int64_t rollback_position(int64_t n) const;
     int64_t checkpoint();
@@ -40,15 +42,20 @@ class Session::Impl {
     std::unique_ptr<SharedAttention> attention_;
     std::unique_ptr<StepGraphBuilder> builder_;
     std::vector<uint8_t> graph_memory_;
-    std::vector<int32_t> tokens_;
+    std::vector<int32_t> tokens_;  // of the positions held and, during an evaluation, of those to come
     std::map<int64_t, RingSnapshot> checkpoints_;
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 
   private:
-    void check_tokens(const std::vector<int32_t> & tokens) const;
+    void check_room(int64_t n_tokens) const;
+    void check_tokens(int64_t first) const;
+    void eval_ubatches(int64_t n_before, Logits logits, const LogitsSink & sink, const Interrupt & interrupt);
     int64_t ubatch_size(int64_t n_left) const;
-    void step(const int32_t * tokens, int64_t n_tokens, int64_t n_out, float * out, const Interrupt & interrupt);
-    void undo_eval(const RingSnapshot & undo, bool has_rows);
+    void step(int64_t n_tokens, int64_t n_out, const LogitsSink & sink, const Interrupt & interrupt);
+
+    // The last step's graph, still allocated: the next one of the same shape takes it again. It lives in graph_memory_.
+    StepGraph graph_;
+    std::unique_ptr<ggml_context, decltype(&ggml_free)> graph_ctx_{nullptr, ggml_free};
 };
 
 }  // namespace pysa

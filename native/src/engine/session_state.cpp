@@ -11,6 +11,7 @@ void Session::Impl::save(const std::string & path, bool force) const {
     writer.put(params_.n_ubatch);
     writer.put(params_.n_slack);
     writer.put(params_.distant_budget_bytes);
+    writer.put(params_.v_skip);
     writer.put_text(params_.type_k);
     writer.put_text(params_.type_v);
     writer.put_text(params_.attention);
@@ -81,6 +82,7 @@ std::unique_ptr<Session> Session::load(std::shared_ptr<const Model> model, const
     params.n_ubatch = reader.get<int32_t>("n_ubatch");
     params.n_slack = reader.get<int32_t>("n_slack");
     params.distant_budget_bytes = reader.get<int64_t>("distant_budget_bytes");
+    params.v_skip = reader.get<float>("v_skip");
     params.type_k = reader.get_text("type_k");
     params.type_v = reader.get_text("type_v");
     params.attention = reader.get_text("attention");

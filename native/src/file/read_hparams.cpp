@@ -93,10 +93,6 @@ void read_head_dims(KeyReader & keys, Faults & unsupported, const std::string & 
                           std::to_string(hp.n_embd_head_k));
     }
     hp.rope.n_rot = keys.count(arch + ".rope.dimension_count", 2, limit, hp.n_embd_head_k);
-    if (hp.n_embd_head_v != hp.n_embd_head_k) {
-        unsupported.add(arch + ".attention.value_length: expected key_length, " + std::to_string(hp.n_embd_head_k) +
-                        ", got " + std::to_string(hp.n_embd_head_v));
-    }
     if (hp.rope.n_rot != hp.n_embd_head_k) {
         unsupported.add(arch + ".rope.dimension_count: expected key_length, " + std::to_string(hp.n_embd_head_k) +
                         ", got " + std::to_string(hp.rope.n_rot));

@@ -9,19 +9,6 @@ namespace pysa {
 
 namespace {
 
-void set_values(ggml_tensor * tensor, int64_t first) {
-    if (!tensor || !tensor->buffer) return;
-    if (tensor->type == GGML_TYPE_I64) {
-        std::vector<int64_t> values(tensor->ne[0]);
-        std::iota(values.begin(), values.end(), first);
-        ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
-    } else {
-        std::vector<int32_t> values(tensor->ne[0]);
-        std::iota(values.begin(), values.end(), int32_t(first));
-        ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
-    }
-}
-
 int64_t size_of(const ggml_tensor * tensor) { return tensor ? tensor->ne[0] : 0; }
 
 }  // namespace
@@ -132,20 +119,35 @@ ggml_tensor * StepGraphBuilder::ffn_block(ggml_context * ctx, const LayerWeights
     return linear(ctx, w.ffn_down, w.ffn_down_b, ggml_swiglu_split(ctx, gate, up));
 }
 
-StepGraph StepGraphBuilder::build(ggml_context * ctx, const AttnStep & step, int64_t n_out) {
-    step_ = step;
-    n_out_ = n_out;
+StepShape StepGraphBuilder::shape(const AttnStep & step, int64_t n_out) const {
     const Ring & ring = cache_.ring();
-    tokens_ = input(ctx, GGML_TYPE_I32, step.n_tokens);
-    positions_ = input(ctx, GGML_TYPE_I32, step.n_tokens);
-    full_rows_ = input(ctx, GGML_TYPE_I64, step.n_tokens);
-    sink_rows_ = tail_rows_ = nullptr;
+    StepShape shape{step.n_tokens, n_out, 0, 0, cache_.generation()};
     if (ring.n_rows > 0) {
         const int64_t end = step.n_kv();
         const int64_t tail_begin = std::max({step.n_past, ring.n_sink, end - ring.n_ring()});
-        sink_rows_ = input(ctx, GGML_TYPE_I64, std::clamp<int64_t>(ring.n_sink - step.n_past, 0, step.n_tokens));
-        tail_rows_ = input(ctx, GGML_TYPE_I64, std::max<int64_t>(0, end - tail_begin));
+        shape.n_sink_rows = std::clamp<int64_t>(ring.n_sink - step.n_past, 0, step.n_tokens);
+        shape.n_tail_rows = std::max<int64_t>(0, end - tail_begin);
     }
+    return shape;
+}
+
+bool StepGraphBuilder::can_reuse(const AttnStep & step, int64_t n_out) const {
+    return shape(step, n_out) == shape_ && attention_.can_reuse(step_, step);
+}
+
+void StepGraphBuilder::reuse(const AttnStep & step) {
+    step_ = step;
+    attention_.begin(nullptr, step);
+}
+
+StepGraph StepGraphBuilder::build(ggml_context * ctx, const AttnStep & step, int64_t n_out) {
+    step_ = step;
+    shape_ = shape(step, n_out);
+    tokens_ = input(ctx, GGML_TYPE_I32, step.n_tokens);
+    positions_ = input(ctx, GGML_TYPE_I32, step.n_tokens);
+    full_rows_ = input(ctx, GGML_TYPE_I64, step.n_tokens);
+    sink_rows_ = input(ctx, GGML_TYPE_I64, shape_.n_sink_rows);
+    tail_rows_ = input(ctx, GGML_TYPE_I64, shape_.n_tail_rows);
     out_ids_ = n_out < step.n_tokens ? input(ctx, GGML_TYPE_I32, n_out) : nullptr;
 
     StepGraph graph;
@@ -170,17 +172,27 @@ StepGraph StepGraphBuilder::build(ggml_context * ctx, const AttnStep & step, int
     return graph;
 }
 
+void StepGraphBuilder::set_values(ggml_tensor * tensor, int64_t first) {
+    if (!tensor || !tensor->buffer) return;
+    const auto set = [&](auto & values) {
+        values.resize(size_t(tensor->ne[0]));
+        std::iota(values.begin(), values.end(), first);
+        ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
+    };
+    tensor->type == GGML_TYPE_I64 ? set(rows_) : set(ids_);
+}
+
 void StepGraphBuilder::set_inputs(const int32_t * tokens) {
     ggml_backend_tensor_set(tokens_, tokens, 0, ggml_nbytes(tokens_));
     set_values(positions_, step_.n_past);
     set_values(full_rows_, step_.n_past);
-    set_values(out_ids_, step_.n_tokens - n_out_);
+    set_values(out_ids_, step_.n_tokens - shape_.n_out);
     set_values(sink_rows_, step_.n_past);
     if (tail_rows_ && tail_rows_->buffer) {
-        std::vector<int64_t> rows(tail_rows_->ne[0]);
-        for (size_t i = 0; i < rows.size(); ++i)
-            rows[i] = cache_.ring().row(step_.n_kv() - int64_t(rows.size()) + int64_t(i));
-        ggml_backend_tensor_set(tail_rows_, rows.data(), 0, ggml_nbytes(tail_rows_));
+        rows_.resize(size_t(tail_rows_->ne[0]));
+        for (size_t i = 0; i < rows_.size(); ++i)
+            rows_[i] = cache_.ring().row(step_.n_kv() - int64_t(rows_.size()) + int64_t(i));
+        ggml_backend_tensor_set(tail_rows_, rows_.data(), 0, ggml_nbytes(tail_rows_));
     }
     attention_.set_inputs();
 }

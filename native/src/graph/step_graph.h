@@ -16,6 +16,18 @@ struct StepGraph {
     ggml_tensor * logits = nullptr;  // f32 [n_vocab, n_out]; null if n_out is 0
 };
 
+// What shapes the graph of a step, attention aside.
+struct StepShape {
+    int64_t n_tokens = 0;
+    int64_t n_out = 0;
+    int64_t n_sink_rows = 0, n_tail_rows = 0;  // of the ring, that are written
+    uint64_t cache_generation = 0;             // the cache's tensors are part of the graph
+    bool operator==(const StepShape & other) const {
+        return n_tokens == other.n_tokens && n_out == other.n_out && n_sink_rows == other.n_sink_rows &&
+               n_tail_rows == other.n_tail_rows && cache_generation == other.cache_generation;
+    }
+};
+
 // Upper bound of a step's nodes, and of its leafs, for sizing contexts and the scheduler.
 size_t step_graph_nodes(const HParams & hp);
 
@@ -28,10 +40,16 @@ class StepGraphBuilder {
     // n_out: the last n_out tokens of the ubatch get logits.
     StepGraph build(ggml_context * ctx, const AttnStep & step, int64_t n_out);
 
-    // Once the graph is allocated.
+    // Whether the graph built last serves this step too. If so, reuse() takes the place of building and allocating it.
+    bool can_reuse(const AttnStep & step, int64_t n_out) const;
+    void reuse(const AttnStep & step);
+
+    // Before each run, of a graph that is allocated or reused: an input's memory may serve later nodes as well.
     void set_inputs(const int32_t * tokens);
 
   private:
+    StepShape shape(const AttnStep & step, int64_t n_out) const;
+    void set_values(ggml_tensor * tensor, int64_t first);
     ggml_tensor * input(ggml_context * ctx, ggml_type type, int64_t n);
     ggml_tensor * norm(ggml_context * ctx, ggml_tensor * x, ggml_tensor * weight) const;
     ggml_tensor * linear(ggml_context * ctx, ggml_tensor * w, ggml_tensor * b, ggml_tensor * x) const;
@@ -46,13 +64,15 @@ class StepGraphBuilder {
     const SplitCache & cache_;
     SharedAttention & attention_;
     AttnStep step_;
-    int64_t n_out_ = 0;
+    StepShape shape_;
     ggml_tensor * tokens_ = nullptr;     // i32 [n_tokens]
     ggml_tensor * positions_ = nullptr;  // i32 [n_tokens]
     ggml_tensor * out_ids_ = nullptr;    // i32 [n_out]
     ggml_tensor * full_rows_ = nullptr;  // i64 [n_tokens]
     ggml_tensor * sink_rows_ = nullptr;  // i64: ring rows of the ubatch's first tokens, where they are sinks
     ggml_tensor * tail_rows_ = nullptr;  // i64: ring rows of the last tokens, as many as the ring holds
+    std::vector<int32_t> ids_;           // what inputs are filled from, kept to avoid allocations
+    std::vector<int64_t> rows_;
 };
 
 }  // namespace pysa

@@ -2,9 +2,32 @@
 
 #include <string>
 
+#include "base/huge_pages.h"
 #include "pysa/error.h"
 
 namespace pysa {
+
+namespace {
+
+// Rows not yet written become zeros: weights of zero are multiplied by them, so they must be finite.
+void keep_rows(const ggml_tensor * from, ggml_tensor * to) {
+    if (!to) return;
+    const size_t n_kept = from ? from->nb[2] : 0;  // bytes of a head
+    const bool is_host = from && ggml_backend_buffer_is_host(from->buffer);
+    std::vector<uint8_t> copy(is_host ? 0 : n_kept);
+    for (int64_t head = 0; head < to->ne[2]; ++head) {
+        const void * kept = copy.data();
+        if (is_host) {
+            kept = static_cast<const uint8_t *>(from->data) + head * n_kept;
+        } else if (from) {
+            ggml_backend_tensor_get(from, copy.data(), head * n_kept, n_kept);
+        }
+        ggml_backend_tensor_set(to, kept, head * to->nb[2], n_kept);
+        ggml_backend_tensor_memset(to, 0, head * to->nb[2] + n_kept, to->nb[2] - n_kept);
+    }
+}
+
+}  // namespace
 
 SplitCache::SplitCache(const HParams & hp, CacheLayout layout, CacheTypes types, ggml_backend_buffer_type_t buft,
                        int64_t n_ctx)
@@ -38,32 +61,31 @@ SplitCache::Layer SplitCache::allocate_layer(const LayerLayout & layout, int64_t
                           " positions, got a failed allocation on " + ggml_backend_buft_name(buft_) +
                           "; choose a smaller n_ctx or a smaller cache type");
     }
-    // Rows not yet written are multiplied by weights of zero: they must be finite.
-    ggml_backend_buffer_clear(layer.buffer.get(), 0);
+    if (ggml_backend_buffer_is_host(layer.buffer.get()))
+        prefer_huge_pages(ggml_backend_buffer_get_base(layer.buffer.get()),
+                          ggml_backend_buffer_get_size(layer.buffer.get()));
     return layer;
 }
 
 void SplitCache::reserve(int64_t n) {
     if (n <= n_rows_) return;
-    const int64_t n_rows = std::min((n + n_block - 1) / n_block * n_block, (n_ctx_ + n_block - 1) / n_block * n_block);
+    // Growing copies every row, so a long cache grows by a share of itself: a token pays for 16 rows at most.
+    const auto whole_blocks = [](int64_t rows) { return (rows + n_block - 1) / n_block * n_block; };
+    const int64_t n_rows = std::min(whole_blocks(std::max(n, n_rows_ + n_rows_ / 16)), whole_blocks(n_ctx_));
     // One layer at a time, so that the peak is one layer above the cache. A failure leaves some layers larger, none smaller.
     for (size_t il = 0; il < layers_.size(); ++il) {
         Layer & old = layers_[il];
         if (old.n_rows >= n_rows) continue;
-        Layer grown = allocate_layer(layout_.layers[il], n_rows);
-        auto keep_rows = [](const ggml_tensor * from, ggml_tensor * to) {
-            if (!from) return;
-            std::vector<uint8_t> rows(from->nb[2]);
-            for (int64_t head = 0; head < from->ne[2]; ++head) {
-                ggml_backend_tensor_get(from, rows.data(), head * from->nb[2], from->nb[2]);
-                ggml_backend_tensor_set(to, rows.data(), head * to->nb[2], from->nb[2]);
-            }
-        };
+        const LayerLayout & layout = layout_.layers[il];
+        const bool only_rings = layout.n_k_full + layout.n_v_full == 0;
+        if (only_rings && old.n_rows >= ring_.n_rows) continue;
+        Layer grown = allocate_layer(layout, n_rows);
         keep_rows(old.tensors.k_full, grown.tensors.k_full);
         keep_rows(old.tensors.v_full, grown.tensors.v_full);
         keep_rows(old.tensors.k_ring, grown.tensors.k_ring);
         keep_rows(old.tensors.v_ring, grown.tensors.v_ring);
         old = std::move(grown);
+        ++generation_;
     }
     n_rows_ = n_rows;
 }

@@ -1,5 +1,5 @@
 // The split KV cache of one session: full rows and window rows, K and V apart, on one backend buffer type.
-// Grows in blocks of rows, one layer at a time. Touched in two steps: reserve (may fail, changes nothing that is read),
+// Grows in whole blocks of rows, one layer at a time. Touched in two steps: reserve (may fail, changes nothing that is read),
 // then commit; a snapshot taken before an evaluation that overwrites the window undoes it.
 #pragma once
 
@@ -47,6 +47,7 @@ class SplitCache {
     int64_t n_past() const { return n_past_; }
     int64_t n_rows() const { return n_rows_; }
     int64_t n_window_rows() const { return std::min(ring_.n_rows, n_rows_); }
+    uint64_t generation() const { return generation_; }  // another one: other tensors
 
     // Makes room for positions [0, n). DeviceError if memory is not to be had; the rows held stay as they are.
     void reserve(int64_t n);
@@ -95,7 +96,7 @@ class SplitCache {
         std::unique_ptr<ggml_backend_buffer, BufferDeleter> buffer;
     };
 
-    Layer allocate_layer(const LayerLayout & layout, int64_t n_rows) const;
+    Layer allocate_layer(const LayerLayout & layout, int64_t n_rows) const;  // the rows are not yet set
 
     const HParams hp_;
     const CacheLayout layout_;
@@ -106,6 +107,7 @@ class SplitCache {
     std::vector<Layer> layers_;
     int64_t n_past_ = 0;
     int64_t n_rows_ = 0;
+    uint64_t generation_ = 0;
 };
 
 }  // namespace pysa

@@ -5,7 +5,7 @@
 #include "ops/cpu_kernels_core.h"
 
 const pysa::CpuKernels * pysa::cpu_kernels_avx2() {
-    static const CpuKernels kernels = Core::kernels("avx2");
+    static const CpuKernels kernels = make_kernels("avx2");
     return &kernels;
 }
 #else

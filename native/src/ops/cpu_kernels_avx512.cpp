@@ -5,7 +5,7 @@
 #include "ops/cpu_kernels_core.h"
 
 const pysa::CpuKernels * pysa::cpu_kernels_avx512() {
-    static const CpuKernels kernels = Core::kernels("avx512");
+    static const CpuKernels kernels = make_kernels("avx512");
     return &kernels;
 }
 #else

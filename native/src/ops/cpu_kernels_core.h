@@ -1,241 +1,282 @@
-// One source for every instruction set: vectors of PYSA_LANES floats in the compiler's own vector types. Included once per set
-// by cpu_kernels_*.cpp, which is compiled with that set's flags. Everything here has internal linkage: code for one set must
-// never be merged with that of another.
+// The kernels of cpu_kernels.h: one source for every instruction set, included once per set by cpu_kernels_*.cpp.
 //
-// score: 4 queries by lanes/4 rows of dot products at a time, one vector accumulator each; a tree of pairwise sums then turns the
-// accumulators into one vector of results. weigh: 4 queries by up to 4 vectors of a row stay in registers over all rows.
+// dots: 4 queries by lanes/4 rows at a time (2 by lanes/2, 1 by lanes), one accumulator vector each; a tree of folds turns the
+// accumulators into one vector of results. weigh: some queries by some vectors of a row stay in registers over all rows.
+// score_tiles: queries lie side by side, so a row's element is broadcast and nothing need be summed across lanes.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-#include <initializer_list>
-#include <limits>
-
-#if defined(__F16C__)
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
-
-#include "ops/cpu_kernels.h"
+#include "ops/cpu_vec.h"
 
 namespace pysa {
 namespace {
 
-constexpr int lanes = PYSA_LANES;  // floats in a vector: what the including file was compiled for
-
-typedef float Vec __attribute__((vector_size(lanes * 4)));
-typedef int32_t Int __attribute__((vector_size(lanes * 4)));
-typedef int8_t Byte __attribute__((vector_size(lanes)));
-typedef uint16_t Half __attribute__((vector_size(lanes * 2)));
-typedef uint32_t Word __attribute__((vector_size(lanes * 4)));
-
-struct Core {
-    static constexpr int n_rows_tile = lanes / 4;
-
-    template <class V, class T> static V load(const T * p) {
-        V v;
-        std::memcpy(&v, p, sizeof(V));
-        return v;
+// Calls f with the row type of a ggml type. Others never get here: parse_cache_types knows these five.
+template <class F> inline void with_row_type(ggml_type type, F && f) {
+    switch (type) {
+        case GGML_TYPE_F32: return f(RowF32());
+        case GGML_TYPE_F16: return f(RowF16());
+        case GGML_TYPE_BF16: return f(RowBF16());
+        case GGML_TYPE_Q8_0: return f(RowQ8());
+        default: return f(RowQ4());
     }
-    template <class V, class T> static void store(T * p, V v) { std::memcpy(p, &v, sizeof(V)); }
-    static Vec all(float x) { return x - Vec{}; }
+}
 
-    // Sums of neighbours: of a in the lower half, of b in the upper.
-    static Vec pair_sums(Vec a, Vec b) {
-        Int even, odd;
-        for (int i = 0; i < lanes; ++i) {
-            even[i] = 2 * i;
-            odd[i] = 2 * i + 1;
+inline void to_float(ggml_type type, const void * row, float * out, int64_t n) {
+    if (type == GGML_TYPE_F32) {
+        std::memcpy(out, row, size_t(n) * sizeof(float));
+        return;
+    }
+    if (n % n_block) return ggml_get_type_traits(type)->to_float(row, out, n);
+    with_row_type(type, [&](auto rows) {
+        for (int64_t block = 0; block < n / n_block; ++block) {
+            Vec v[n_unpacked];
+            decltype(rows)::unpack(static_cast<const char *>(row), block, v);
+            for (int i = 0; i < n_unpacked; ++i) store(out + block * n_block + i * lanes, v[i]);
         }
-        return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
-    }
+    });
+}
 
-    // The sum of each of `lanes` accumulators, in their order.
-    static Vec sums(Vec (&acc)[lanes]) {
-        for (int n = lanes; n > 1; n /= 2)
-            for (int i = 0; i < n / 2; ++i) acc[i] = pair_sums(acc[2 * i], acc[2 * i + 1]);
-        return acc[0];
-    }
+// -- single tokens -------------------------------------------------------------------------------------------------------
 
-    static void score(const float * queries, int64_t n_queries, const float * rows, int64_t n_rows, int64_t stride,
-                      float scale, float * out, int64_t out_stride) {
-        for (int64_t r = 0; r < n_rows; r += n_rows_tile)
-            for (int64_t q = 0; q < n_queries; q += 4) {
-                Vec acc[lanes] = {};
-                for (int64_t d = 0; d < stride; d += lanes) {
-                    Vec row[n_rows_tile];
-                    for (int j = 0; j < n_rows_tile; ++j) row[j] = load<Vec>(rows + (r + j) * stride + d);
-                    for (int i = 0; i < 4; ++i) {
-                        const Vec query = load<Vec>(queries + (q + i) * stride + d);
-                        for (int j = 0; j < n_rows_tile; ++j) acc[i * n_rows_tile + j] += query * row[j];
+template <class Row, int n_q> inline void dots_of(const float * queries, int64_t query_stride,
+                                                  const char * const * rows, int64_t n_rows, int64_t n_embd,
+                                                  float scale, float * out, int64_t out_stride) {
+    constexpr int n_r = lanes / n_q, n_together = n_r < 4 ? n_r : 4;
+    for (int64_t r = 0; r < n_rows; r += n_r) {
+        Vec acc[lanes] = {};
+        const char * row[n_r];
+        for (int j = 0; j < n_r; ++j) row[j] = rows[r + j < n_rows ? r + j : n_rows - 1];
+        for (int64_t block = 0; block < n_embd / n_block; ++block) {
+            for (int j0 = 0; j0 < n_r; j0 += n_together) {
+                Vec x[n_together][n_unpacked];
+                for (int j = 0; j < n_together; ++j) Row::unpack(row[j0 + j], block, x[j]);
+                for (int s = 0; s < n_unpacked; ++s)
+                    for (int i = 0; i < n_q; ++i) {
+                        const Vec q = load<Vec>(queries + i * query_stride + block * n_block + s * lanes);
+                        for (int j = 0; j < n_together; ++j) acc[i * n_r + j0 + j] += q * x[j][s];
                     }
-                }
-                const Vec result = sums(acc) * scale;
-                for (int i = 0; i < 4; ++i)
-                    std::memcpy(out + (q + i) * out_stride + r,
-                                reinterpret_cast<const float *>(&result) + i * n_rows_tile,
-                                n_rows_tile * sizeof(float));
-            }
-    }
-
-    template <int n_vecs> static void weigh_part(const float * weights, int64_t weights_stride, const float * rows,
-                                                 int64_t n_rows, int64_t stride, float * out) {
-        Vec acc[4][n_vecs];
-        for (int i = 0; i < 4; ++i)
-            for (int j = 0; j < n_vecs; ++j) acc[i][j] = load<Vec>(out + i * stride + j * lanes);
-        for (int64_t r = 0; r < n_rows; ++r) {
-            Vec row[n_vecs];
-            for (int j = 0; j < n_vecs; ++j) row[j] = load<Vec>(rows + r * stride + j * lanes);
-            for (int i = 0; i < 4; ++i) {
-                const float weight = weights[i * weights_stride + r];
-                for (int j = 0; j < n_vecs; ++j) acc[i][j] += weight * row[j];
             }
         }
-        for (int i = 0; i < 4; ++i)
-            for (int j = 0; j < n_vecs; ++j) store(out + i * stride + j * lanes, acc[i][j]);
+        const Vec result = sums(acc) * scale;
+        for (int i = 0; i < n_q; ++i)
+            std::memcpy(out + i * out_stride + r, reinterpret_cast<const float *>(&result) + i * n_r,
+                        n_r * sizeof(float));
     }
+}
 
-    static void weigh(const float * weights, int64_t weights_stride, int64_t n_queries, const float * rows,
-                      int64_t n_rows, int64_t stride, float * out) {
-        constexpr int n_most = lanes >= 16 ? 4 : 2;  // 16 accumulators where there are 32 registers, else 8
-        for (int64_t q = 0; q < n_queries; q += 4) {
-            const float * w = weights + q * weights_stride;
-            int64_t d = 0;
-            for (; d + n_most * lanes <= stride; d += n_most * lanes)
-                weigh_part<n_most>(w, weights_stride, rows + d, n_rows, stride, out + q * stride + d);
-            for (; d < stride; d += lanes)
-                weigh_part<1>(w, weights_stride, rows + d, n_rows, stride, out + q * stride + d);
+inline void dots(ggml_type type, const float * queries, int64_t query_stride, int64_t n_queries,
+                 const char * const * rows, int64_t n_rows, int64_t n_embd, float scale, float * out,
+                 int64_t out_stride) {
+    with_row_type(type, [&](auto row_type) {
+        using Row = decltype(row_type);
+        for (int64_t q = 0; q < n_queries;) {
+            const float * from = queries + q * query_stride;
+            float * to = out + q * out_stride;
+            const int64_t left = n_queries - q;
+            if (left >= 4) {
+                dots_of<Row, 4>(from, query_stride, rows, n_rows, n_embd, scale, to, out_stride);
+            } else if (left >= 2) {
+                dots_of<Row, 2>(from, query_stride, rows, n_rows, n_embd, scale, to, out_stride);
+            } else {
+                dots_of<Row, 1>(from, query_stride, rows, n_rows, n_embd, scale, to, out_stride);
+            }
+            q += left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        }
+    });
+}
+
+template <class Row, int n_q, int n_b> inline void weigh_blocks(const float * weights, int64_t query_step,
+                                                                int64_t row_step, const char * const * rows,
+                                                                int64_t n_rows, int64_t block, const float * decay,
+                                                                const float * factor, float * out, int64_t out_stride) {
+    Vec acc[n_q][n_b * n_unpacked] = {};
+    for (int64_t r = 0; r < n_rows; ++r) {
+        Vec x[n_b][n_unpacked];
+        for (int b = 0; b < n_b; ++b) Row::unpack(rows[r], block + b, x[b]);
+        for (int i = 0; i < n_q; ++i) {
+            const float weight = weights[i * query_step + r * row_step];
+            for (int b = 0; b < n_b; ++b)
+                for (int s = 0; s < n_unpacked; ++s) acc[i][b * n_unpacked + s] += weight * x[b][s];
         }
     }
-
-    static float maximum(const float * x, int64_t n) {
-        const float lowest = -std::numeric_limits<float>::infinity();
-        Vec most = all(lowest);
-        int64_t i = 0;
-        for (; i + lanes <= n; i += lanes) {
-            const Vec v = load<Vec>(x + i);
-            most = v > most ? v : most;
+    for (int i = 0; i < n_q; ++i)
+        for (int s = 0; s < n_b * n_unpacked; ++s) {
+            float * at = out + i * out_stride + block * n_block + s * lanes;
+            store(at, load<Vec>(at) * (decay ? decay[i] : 1.0f) + acc[i][s] * factor[i]);
         }
-        float result = lowest;
-        for (int j = 0; j < lanes; ++j) result = most[j] > result ? most[j] : result;
-        for (; i < n; ++i) result = x[i] > result ? x[i] : result;
-        return result;
-    }
+}
 
-    // e^x for x <= 0: 2^k * e^r with |r| <= ln(2)/2 by a polynomial of degree 6; relative error below 2e-7. 0 below -87.
-    static Vec exp(Vec x) {
-        const Vec shift = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-        const Int is_tiny = x < -87.0f;
-        const Vec clamped = is_tiny ? all(-87.0f) : x;
-        const Vec k = (clamped * 1.44269504f + shift) - shift;
-        const Vec r = (clamped - k * 0.693145752f) - k * 1.42860677e-6f;
-        Vec p = all(1.0f / 720.0f);
-        for (float c : {1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f}) p = p * r + c;
-        const Int bits = (__builtin_convertvector(k, Int) + 127) << 23;
-        Vec power;
-        std::memcpy(&power, &bits, sizeof(power));
-        return is_tiny ? all(0.0f) : p * power;
-    }
+template <class Row, int n_q> inline void weigh_of(const float * weights, int64_t query_step, int64_t row_step,
+                                                   const char * const * rows, int64_t n_rows, int64_t n_embd,
+                                                   const float * decay, const float * factor, float * out,
+                                                   int64_t out_stride) {
+    constexpr int n_b = lanes >= 16 ? 2 : 1;
+    int64_t block = 0;
+    for (; block + n_b <= n_embd / n_block; block += n_b)
+        weigh_blocks<Row, n_q, n_b>(weights, query_step, row_step, rows, n_rows, block, decay, factor, out, out_stride);
+    for (; block < n_embd / n_block; ++block)
+        weigh_blocks<Row, n_q, 1>(weights, query_step, row_step, rows, n_rows, block, decay, factor, out, out_stride);
+}
 
-    static float exponentiate(float * x, int64_t n, float max) {
-        Vec total = {};
-        int64_t i = 0;
-        for (; i + lanes <= n; i += lanes) {
-            const Vec e = exp(load<Vec>(x + i) - max);
-            store(x + i, e);
-            total += e;
+inline void weigh(ggml_type type, const float * weights, int64_t query_step, int64_t row_step, int64_t n_queries,
+                  const char * const * rows, int64_t n_rows, int64_t n_embd, const float * decay, const float * factor,
+                  float * out, int64_t out_stride) {
+    constexpr int n_most = lanes >= 16 ? 4 : 2;  // as many accumulators as there are registers for
+    with_row_type(type, [&](auto row_type) {
+        using Row = decltype(row_type);
+        for (int64_t q = 0; q < n_queries;) {
+            const float * from = weights + q * query_step;
+            const float * by = decay ? decay + q : nullptr;
+            float * to = out + q * out_stride;
+            const int64_t left = n_queries - q;
+            if (left >= n_most) {
+                weigh_of<Row, n_most>(from, query_step, row_step, rows, n_rows, n_embd, by, factor + q, to, out_stride);
+            } else if (left >= 2) {
+                weigh_of<Row, 2>(from, query_step, row_step, rows, n_rows, n_embd, by, factor + q, to, out_stride);
+            } else {
+                weigh_of<Row, 1>(from, query_step, row_step, rows, n_rows, n_embd, by, factor + q, to, out_stride);
+            }
+            q += left >= n_most ? n_most : left >= 2 ? 2 : 1;
         }
-        if (i < n) {
-            float tail[lanes];
-            for (int j = 0; j < lanes; ++j) tail[j] = j < n - i ? x[i + j] : -std::numeric_limits<float>::infinity();
-            const Vec e = exp(load<Vec>(tail) - max);
-            std::memcpy(x + i, &e, size_t(n - i) * sizeof(float));
-            total += e;
+    });
+}
+
+inline void softmax(float * scores, int64_t n, uint16_t * halves, float * max_out, float * sum_out) {
+    for (int64_t i = n; i < padded(n, lanes); ++i) scores[i] = minus_infinity;
+    Vec most = all(minus_infinity);
+    for (int64_t i = 0; i < n; i += lanes) most = max(load<Vec>(scores + i), most);
+    const float reference = highest(most);
+    Vec total = {};
+    for (int64_t i = 0; i < n; i += lanes) {
+        Vec e = exp(load<Vec>(scores + i) - reference);
+        if (halves) {
+            floats_to_halves(e, halves + i);
+            e = halves_to_floats(halves + i);
         }
-        float sum = 0.0f;
-        for (int j = 0; j < lanes; ++j) sum += total[j];
-        return sum;
+        store(scores + i, e);
+        total += e;
     }
+    *max_out = reference;
+    *sum_out = sum(total);
+}
 
-    // -- rows to float -----------------------------------------------------------------------------------------------
+inline void unpack(const uint16_t * halves, int64_t n, float * out) {
+    for (int64_t i = 0; i < n; i += lanes) store(out + i, halves_to_floats(halves + i));
+}
 
-    static float half_to_float(uint16_t half) {
-#if defined(__F16C__)
-        return _cvtsh_ss(half);
-#else
-        return ggml_fp16_to_fp32(half);
-#endif
+inline float mass_below(const float * weights, int64_t n, float limit) {
+    Vec total = {};
+    int64_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
+        const Vec w = load<Vec>(weights + i);
+        total += w < limit ? w : Vec{};
     }
+    float rest = 0.0f;
+    for (; i < n; ++i) rest += weights[i] < limit ? weights[i] : 0.0f;
+    return rest + sum(total);
+}
 
-    static Vec halves_to_floats(const uint16_t * p) {
+inline uint64_t mask_from(const float * weights, int64_t n, float limit) {
+    uint64_t mask = 0;
+    int64_t i = 0;
 #if defined(__AVX512F__)
-        if constexpr (lanes == 16) {
-            const __m512 v = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
-            return load<Vec>(&v);
-        }
-#elif defined(__F16C__)
-        if constexpr (lanes == 8) {
-            const __m256 v = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
-            return load<Vec>(&v);
-        }
-#elif defined(__ARM_NEON)
-        if constexpr (lanes == 4) {
-            const float32x4_t v = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
-            return load<Vec>(&v);
-        }
+    for (; i + lanes <= n; i += lanes) {
+        const uint64_t bits = _mm512_cmp_ps_mask((__m512)load<Vec>(weights + i), (__m512)all(limit), _CMP_GE_OQ);
+        mask |= bits << i;
+    }
+#elif defined(__AVX2__)
+    for (; i + lanes <= n; i += lanes) {
+        const __m256 is_in = _mm256_cmp_ps((__m256)load<Vec>(weights + i), (__m256)all(limit), _CMP_GE_OQ);
+        mask |= uint64_t(uint32_t(_mm256_movemask_ps(is_in))) << i;
+    }
 #endif
-        Vec v;
-        for (int i = 0; i < lanes; ++i) v[i] = half_to_float(p[i]);
-        return v;
-    }
+    for (; i < n; ++i) mask |= uint64_t(weights[i] >= limit) << i;
+    return mask;
+}
 
-    static Vec bytes_to_floats(const int8_t * p) {
-        return __builtin_convertvector(__builtin_convertvector(load<Byte>(p), Int), Vec);
-    }
+// -- prompts -------------------------------------------------------------------------------------------------------------
 
-    static void to_float(ggml_type type, const void * row, float * out, int64_t n) {
-        const auto * bytes = static_cast<const uint8_t *>(row);
-        const auto * halves = static_cast<const uint16_t *>(row);
-        const int64_t n_whole = n / lanes * lanes;
-        switch (type) {
-            case GGML_TYPE_F32: std::memcpy(out, row, size_t(n) * sizeof(float)); return;
-            case GGML_TYPE_F16:
-                for (int64_t i = 0; i < n_whole; i += lanes) store(out + i, halves_to_floats(halves + i));
-                for (int64_t i = n_whole; i < n; ++i) out[i] = half_to_float(halves[i]);
-                return;
-            case GGML_TYPE_BF16:
-                for (int64_t i = 0; i < n_whole; i += lanes)
-                    store(out + i, __builtin_convertvector(load<Half>(halves + i), Word) << 16);
-                for (int64_t i = n_whole; i < n; ++i) {
-                    const uint32_t bits = uint32_t(halves[i]) << 16;
-                    std::memcpy(out + i, &bits, sizeof(bits));
-                }
-                return;
-            case GGML_TYPE_Q8_0:  // blocks of an f16 scale and 32 signed bytes
-                for (; n > 0; n -= 32, bytes += 34, out += 32) {
-                    const float d = half_to_float(load<uint16_t>(bytes));
-                    for (int i = 0; i < 32; i += lanes)
-                        store(out + i, bytes_to_floats(reinterpret_cast<const int8_t *>(bytes) + 2 + i) * d);
-                }
-                return;
-            case GGML_TYPE_Q4_0:  // blocks of an f16 scale and 16 bytes: elements 0-15 in the low nibbles, 16-31 in the high
-                for (; n > 0; n -= 32, bytes += 18, out += 32) {
-                    const float d = half_to_float(load<uint16_t>(bytes));
-                    int8_t values[32];
-                    for (int i = 0; i < 16; ++i) {
-                        values[i] = int8_t((bytes[2 + i] & 15) - 8);
-                        values[16 + i] = int8_t((bytes[2 + i] >> 4) - 8);
-                    }
-                    for (int i = 0; i < 32; i += lanes) store(out + i, bytes_to_floats(values + i) * d);
-                }
-                return;
-            default: ggml_get_type_traits(type)->to_float(row, out, n); return;
+constexpr int n_vecs = n_lanes / lanes;  // of a row of a tile
+
+template <int n_v, int n_r> inline void score_tile(const float * const * queries, float * const * scores,
+                                                   const float * rows, int64_t n_rows, int64_t stride, int64_t n_embd) {
+    for (int64_t r = 0; r < n_rows; r += n_r) {
+        Vec acc[n_r][n_v] = {};
+        const float * row = rows + r * stride;
+        for (int64_t d = 0; d < n_embd; ++d) {
+            Vec q[n_v];
+            for (int v = 0; v < n_v; ++v) q[v] = load<Vec>(queries[v / n_vecs] + d * n_lanes + v % n_vecs * lanes);
+            for (int j = 0; j < n_r; ++j)
+                for (int v = 0; v < n_v; ++v) acc[j][v] += row[j * stride + d] * q[v];
+        }
+        for (int j = 0; j < n_r; ++j)
+            for (int v = 0; v < n_v; ++v) store(scores[v / n_vecs] + (r + j) * n_lanes + v % n_vecs * lanes, acc[j][v]);
+    }
+}
+
+inline void score_tiles(const float * const * queries, float * const * scores, int64_t n_heads, const float * rows,
+                        int64_t n_rows, int64_t stride, int64_t n_embd) {
+#if defined(__ARM_NEON)
+    constexpr int n_r = 4;
+#else
+    constexpr int n_r = lanes >= 16 ? 8 : lanes >= 8 ? 4 : 2;
+#endif
+    int64_t h = 0;
+    if (lanes >= 16)
+        for (; h + 2 <= n_heads; h += 2)
+            score_tile<2 * n_vecs, n_r>(queries + h, scores + h, rows, n_rows, stride, n_embd);
+    for (; h < n_heads; ++h) score_tile<n_vecs, n_r>(queries + h, scores + h, rows, n_rows, stride, n_embd);
+}
+
+inline void mask_tile(float * tile, int64_t n_rows, int32_t first, const int32_t * begin, const int32_t * end) {
+    for (int v = 0; v < n_lanes; v += lanes) {
+        const Int from = load<Int>(begin + v), to = load<Int>(end + v);
+        for (int64_t r = 0; r < n_rows; ++r) {
+            const Int pos = int32_t(first + r) - Int{};
+            float * at = tile + r * n_lanes + v;
+            store(at, ((pos >= from) & (pos < to)) ? load<Vec>(at) : all(minus_infinity));
         }
     }
+}
 
-    static CpuKernels kernels(const char * name) { return {name, &to_float, &score, &weigh, &maximum, &exponentiate}; }
-};
+inline void softmax_tile(float * tile, int64_t n_rows, const float * floor, uint16_t * weights, float * part) {
+    for (int v = 0; v < n_lanes; v += lanes) {
+        Vec most = floor ? load<Vec>(floor + v) : all(minus_infinity);
+        for (int64_t r = 0; r < n_rows; ++r) most = max(load<Vec>(tile + r * n_lanes + v), most);
+        store(part + v, most);
+        const Vec reference = most == minus_infinity ? Vec{} : most;  // nothing seen: all weights are 0
+        Vec total = {};
+        for (int64_t r = 0; r < n_rows; ++r) {
+            float * at = tile + r * n_lanes + v;
+            Vec e = exp(load<Vec>(at) - reference);
+            if (weights) {
+                uint16_t * to = weights + r * n_lanes + v;
+                floats_to_halves(e, to);
+                e = halves_to_floats(to);
+            }
+            store(at, e);
+            total += e;
+        }
+        store(part + n_lanes + v, total);
+    }
+}
+
+inline void merge_tile(float * seen, const float * part, float bias, float * decay, float * factor) {
+    for (int v = 0; v < n_lanes; v += lanes) {
+        const Vec m0 = load<Vec>(seen + v), m1 = load<Vec>(part + v) + bias;
+        const Vec most = max(m0, m1), reference = most == minus_infinity ? Vec{} : most;
+        const Vec d = exp(m0 - reference), f = exp(m1 - reference);
+        store(seen + v, most);
+        store(seen + n_lanes + v, load<Vec>(seen + n_lanes + v) * d + load<Vec>(part + n_lanes + v) * f);
+        store(decay + v, d);
+        store(factor + v, f);
+    }
+}
+
+inline CpuKernels make_kernels(const char * name) {
+    return {name,        &to_float,  &dots,        &weigh,     &softmax,      &unpack,
+            &mass_below, &mask_from, &score_tiles, &mask_tile, &softmax_tile, &merge_tile};
+}
 
 }  // namespace
 }  // namespace pysa

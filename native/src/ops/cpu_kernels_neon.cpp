@@ -5,7 +5,7 @@
 #include "ops/cpu_kernels_core.h"
 
 const pysa::CpuKernels * pysa::cpu_kernels_neon() {
-    static const CpuKernels kernels = Core::kernels("neon");
+    static const CpuKernels kernels = make_kernels("neon");
     return &kernels;
 }
 #else

@@ -5,6 +5,6 @@
 #include "ops/cpu_kernels_core.h"
 
 const pysa::CpuKernels * pysa::cpu_kernels_scalar() {
-    static const CpuKernels kernels = Core::kernels("scalar");
+    static const CpuKernels kernels = make_kernels("scalar");
     return &kernels;
 }

@@ -15,6 +15,7 @@
 #include "ggml.h"
 #include "kv/split_cache.h"
 #include "pysa/hparams.h"
+#include "pysa/kv_cache.h"
 #include "pysa/sharing_plan.h"
 
 namespace pysa {
@@ -80,12 +81,23 @@ class SharedAttention {
     // Called once the graph is allocated: fills masks and indices.
     virtual void set_inputs() = 0;
 
+    // Whether the graph built for step `before` serves step `now` as well: then begin() is called with a null context and
+    // build() not at all.
+    virtual bool can_reuse(const AttnStep & before, const AttnStep & now) const {
+        (void)before;
+        (void)now;
+        return false;
+    }
+
     // Bytes held between steps.
     virtual int64_t size_bytes() const = 0;
+
+    virtual SkipReport skip_report() const { return {}; }
+    virtual void reset_skip_report() {}
 };
 
 std::unique_ptr<SharedAttention> make_composed_attention(const AttnTable & table, const SplitCache & cache);
 std::unique_ptr<SharedAttention> make_fused_cpu_attention(const AttnTable & table, const SplitCache & cache,
-                                                          int n_threads);
+                                                          int n_threads, float v_skip);
 
 }  // namespace pysa

@@ -1,9 +1,8 @@
-// Fused attention on the CPU: one custom op per layer, its units of work (cpu_unit.h) dealt out to the graph's threads.
-#include <algorithm>
-
+// Fused attention on the CPU: custom ops of the graph, whose threads take units of work from cpu_decode.h (one token: two nodes a
+// layer) or cpu_prompt.h (several: one node).
+#include "ops/cpu_decode.h"
 #include "ops/cpu_kernels.h"
-#include "ops/cpu_unit.h"
-#include "ops/distant_store.h"
+#include "ops/cpu_prompt.h"
 #include "ops/shared_attn.h"
 
 namespace pysa {
@@ -12,83 +11,95 @@ namespace {
 
 class FusedCpuAttention final : public SharedAttention {
   public:
-    FusedCpuAttention(const AttnTable & table, const SplitCache & cache, int n_threads)
-        : table_(table), cache_(cache), kernels_(cpu_kernels()), n_threads_(n_threads), userdata_(table.layers.size()) {
-        for (size_t il = 0; il < userdata_.size(); ++il) userdata_[il] = {this, int32_t(il), false, false};
+    FusedCpuAttention(const AttnTable & table, const SplitCache & cache, int n_threads, float v_skip)
+        : table_(table), kernels_(cpu_kernels()), decode_(table, cache, kernels_, n_threads, v_skip),
+          prompt_(table, cache, kernels_, n_threads), nodes_(table.layers.size()) {
+        for (size_t il = 0; il < nodes_.size(); ++il) nodes_[il] = {this, &table.layers[il]};
     }
 
     const char * name() const override { return "fused"; }
     const char * kernel() const override { return kernels_.name; }
 
-    int64_t bytes_per_token(int64_t n_kv) const override {
-        return table_.n_slots * n_kv * int64_t(sizeof(ggml_fp16_t));
-    }
+    int64_t bytes_per_token(int64_t n_kv) const override { return prompt_.bytes_per_token(n_kv); }
 
     void begin(ggml_context *, const AttnStep & step) override {
         step_ = step;
-        shape_ = UnitShape(table_.hp, step);
-        resize_buffer(scratch_, shape_.n_floats() * n_threads_);
-        shared_.begin(table_.n_slots, step.n_tokens, shape_.n_columns);
+        const bool is_one = step.n_tokens == 1;
+        prompt_.begin(is_one ? AttnStep{step.n_past, 0} : step);  // a prompt's room is not kept for single tokens
+        if (is_one) decode_.begin(step.n_past);
+    }
+
+    // The ops read the step when they run; only the shapes of their results are in the graph.
+    bool can_reuse(const AttnStep & before, const AttnStep & now) const override {
+        return before.n_tokens == now.n_tokens;
     }
 
     ggml_tensor * build(ggml_context * ctx, ggml_cgraph *, int32_t il, const AttnInputs & inputs) override {
-        const HParams & hp = table_.hp;
-        std::vector<ggml_tensor *> args;
-        for (ggml_tensor * input : {inputs.v_cur, inputs.k_cur, inputs.q})
-            if (input) args.push_back(input);
-        userdata_[il].has_q = inputs.q != nullptr;
-        userdata_[il].has_k = inputs.k_cur != nullptr;
-        return ggml_custom_4d(ctx, GGML_TYPE_F32, int64_t(hp.n_embd_head_v) * hp.n_head, step_.n_tokens, 1, 1,
-                              args.data(), int(args.size()), &FusedCpuAttention::run, GGML_N_TASKS_MAX, &userdata_[il]);
+        Node & node = nodes_[il];
+        node.has_k = inputs.k_cur != nullptr;
+        node.has_q = inputs.q != nullptr;
+        ggml_tensor * args[4] = {inputs.v_cur};
+        int n_args = 1;
+        if (inputs.k_cur) args[n_args++] = inputs.k_cur;
+        if (inputs.q) args[n_args++] = inputs.q;
+        if (step_.n_tokens == 1) {
+            ggml_tensor * scored = ggml_custom_4d(ctx, GGML_TYPE_F32, 1, 1, 1, 1, args, n_args,
+                                                  &FusedCpuAttention::score, GGML_N_TASKS_MAX, &node);
+            args[n_args++] = scored;
+        }
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, int64_t(table_.hp.n_embd_head_v) * table_.hp.n_head, step_.n_tokens,
+                              1, 1, args, n_args, &FusedCpuAttention::attend, GGML_N_TASKS_MAX, &node);
     }
 
     void set_inputs() override {}
 
-    int64_t size_bytes() const override { return int64_t(scratch_.capacity() * sizeof(float)) + shared_.size_bytes(); }
+    int64_t size_bytes() const override { return decode_.size_bytes() + prompt_.size_bytes(); }
+    SkipReport skip_report() const override { return decode_.skip_report(); }
+    void reset_skip_report() override { decode_.reset_skip_report(); }
 
   private:
-    struct UserData {
+    struct Node {
         FusedCpuAttention * self = nullptr;
-        int32_t il = 0;
-        bool has_q = false, has_k = false;
+        const AttnLayer * layer = nullptr;
+        bool has_k = false, has_q = false;
+
+        AttnInputs inputs(const ggml_tensor * dst) const {
+            AttnInputs inputs;
+            inputs.v_cur = dst->src[0];
+            if (has_k) inputs.k_cur = dst->src[1];
+            if (has_q) inputs.q = dst->src[has_k ? 2 : 1];
+            return inputs;
+        }
     };
 
-    static void run(ggml_tensor * dst, int ith, int nth, void * userdata) {
-        const UserData & data = *static_cast<const UserData *>(userdata);
-        AttnInputs inputs;
-        int i = 0;
-        inputs.v_cur = dst->src[i++];
-        if (data.has_k) inputs.k_cur = dst->src[i++];
-        if (data.has_q) inputs.q = dst->src[i++];
-        data.self->run_layer(data.self->table_.layers[data.il], inputs, dst, ith, nth);
+    static void score(ggml_tensor * dst, int ith, int, void * userdata) {
+        const Node & node = *static_cast<const Node *>(userdata);
+        node.self->decode_.score(*node.layer, node.inputs(dst), ith);
     }
 
-    void run_layer(const AttnLayer & layer, const AttnInputs & inputs, ggml_tensor * dst, int ith, int nth) {
-        AttnUnit unit(table_, cache_, kernels_, step_, shape_, shared_, scratch_.data() + ith * shape_.n_floats());
-        const int64_t n_tiles = (step_.n_tokens + UnitShape::n_tile - 1) / UnitShape::n_tile;
-        for (int64_t i = ith; i < n_tiles * table_.hp.n_head_kv; i += nth) {
-            const int64_t first = i % n_tiles * UnitShape::n_tile;
-            unit.run(layer, inputs, int32_t(i / n_tiles), first, std::min(UnitShape::n_tile, step_.n_tokens - first),
-                     dst);
+    static void attend(ggml_tensor * dst, int ith, int, void * userdata) {
+        const Node & node = *static_cast<const Node *>(userdata);
+        FusedCpuAttention & self = *node.self;
+        if (self.step_.n_tokens == 1) {
+            self.decode_.weigh(*node.layer, node.inputs(dst), dst, ith);
+        } else {
+            self.prompt_.run(*node.layer, node.inputs(dst), dst, ith);
         }
     }
 
     const AttnTable & table_;
-    const SplitCache & cache_;
     const CpuKernels & kernels_;
-    const int n_threads_;
     AttnStep step_;
-    UnitShape shape_;
-    std::vector<UserData> userdata_;
-    std::vector<float> scratch_;
-    DistantStore shared_;
+    DecodeAttention decode_;
+    PromptAttention prompt_;
+    std::vector<Node> nodes_;
 };
 
 }  // namespace
 
 std::unique_ptr<SharedAttention> make_fused_cpu_attention(const AttnTable & table, const SplitCache & cache,
-                                                          int n_threads) {
-    return std::make_unique<FusedCpuAttention>(table, cache, n_threads);
+                                                          int n_threads, float v_skip) {
+    return std::make_unique<FusedCpuAttention>(table, cache, n_threads, v_skip);
 }
 
 }  // namespace pysa

@@ -1,6 +1,8 @@
 #include "pysa/sampler.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <string>
 
@@ -11,6 +13,8 @@
 namespace pysa {
 
 namespace {
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
 
 void check_params(const SamplerParams & params) {
     Faults faults("sampler");
@@ -27,19 +31,53 @@ void check_params(const SamplerParams & params) {
     faults.raise_if_any<ArgumentError>();
 }
 
+[[noreturn]] void refuse(const float * logits, int32_t n_vocab) {
+    for (int32_t i = 0; i < n_vocab; ++i)
+        if (!(logits[i] < infinity))
+            throw ArgumentError("logits: expected finite numbers, got " + std::to_string(logits[i]) + " for token " +
+                                std::to_string(i));
+    throw ArgumentError("logits: expected a token that is not excluded, got -inf for all");
+}
+
+// Integers in the order of the numbers, nan beyond infinity on either side: compilers make vectors of their comparison.
+int32_t order(float x) {
+    int32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    return bits ^ ((bits >> 31) & INT32_MAX);
+}
+
+// The first token of the largest logit; every logit is checked.
+int32_t likeliest(const float * logits, int32_t n_vocab) {
+    constexpr int32_t n_block = 1024;
+    int32_t best = order(-infinity), best_block = -1;
+    for (int32_t begin = 0; begin < n_vocab; begin += n_block) {
+        int32_t largest = INT32_MIN, smallest = INT32_MAX;
+        for (int32_t i = begin; i < std::min(begin + n_block, n_vocab); ++i) {
+            const int32_t key = order(logits[i]);
+            largest = std::max(largest, key);
+            smallest = std::min(smallest, key);
+        }
+        if (largest >= order(infinity) || smallest < order(-infinity)) refuse(logits, n_vocab);
+        if (largest > best) {
+            best = largest;
+            best_block = begin;
+        }
+    }
+    if (best_block < 0) refuse(logits, n_vocab);
+    const auto is_best = [best](float logit) { return order(logit) == best; };
+    return int32_t(std::find_if(logits + best_block, logits + n_vocab, is_best) - logits);
+}
+
 }  // namespace
 
 Sampler::Sampler(const SamplerParams & params) {
     check_params(params);
+    if (params.temperature == 0.0f) return;
     init_logging();
     llama_sampler_chain_params chain_params = llama_sampler_chain_default_params();
     chain_params.no_perf = true;
     chain_ = llama_sampler_chain_init(chain_params);
     const auto add = [&](llama_sampler * sampler) { llama_sampler_chain_add(chain_, sampler); };
-    if (params.temperature == 0.0f) {
-        add(llama_sampler_init_greedy());
-        return;
-    }
     if (params.top_k > 0) add(llama_sampler_init_top_k(params.top_k));
     if (params.top_p < 1.0f) add(llama_sampler_init_top_p(params.top_p, 1));
     if (params.min_p > 0.0f) add(llama_sampler_init_min_p(params.min_p, 1));
@@ -47,19 +85,14 @@ Sampler::Sampler(const SamplerParams & params) {
     add(llama_sampler_init_dist(params.seed));
 }
 
-Sampler::~Sampler() { llama_sampler_free(chain_); }
+Sampler::~Sampler() {
+    if (chain_) llama_sampler_free(chain_);
+}
 
 int32_t Sampler::sample(const float * logits, int32_t n_vocab) {
     if (n_vocab < 1) throw ArgumentError("logits: expected at least one, got " + std::to_string(n_vocab));
-    float largest = -std::numeric_limits<float>::infinity();
-    for (int32_t i = 0; i < n_vocab; ++i) {
-        if (std::isnan(logits[i]) || logits[i] == std::numeric_limits<float>::infinity()) {
-            throw ArgumentError("logits: expected finite numbers, got " + std::to_string(logits[i]) + " for token " +
-                                std::to_string(i));
-        }
-        largest = std::max(largest, logits[i]);
-    }
-    if (!std::isfinite(largest)) throw ArgumentError("logits: expected a token that is not excluded, got -inf for all");
+    const int32_t first_best = likeliest(logits, n_vocab);
+    if (!chain_) return first_best;
 
     candidates_.resize(sizeof(llama_token_data) * static_cast<size_t>(n_vocab));
     auto * data = reinterpret_cast<llama_token_data *>(candidates_.data());

@@ -1,0 +1,358 @@
+#include "ops/cpu_decode.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace pysa {
+
+namespace {
+
+constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+
+// Followers of "scores" take their source's weights, local heads have no distance.
+bool scores_far(const AttnHead & head) { return head.kind != HeadKind::local && head.slot_in < 0; }
+
+// Calls f(begin, end) for every stretch of heads of a KV head's group for which `is_in` holds.
+template <class Predicate, class F> void for_each_stretch(int64_t n, Predicate && is_in, F && f) {
+    for (int64_t begin = 0; begin < n; ++begin) {
+        if (!is_in(begin)) continue;
+        int64_t end = begin;
+        while (end < n && is_in(end)) ++end;
+        f(begin, end);
+        begin = end;
+    }
+}
+
+}  // namespace
+
+DecodeAttention::DecodeAttention(const AttnTable & table, const SplitCache & cache, const CpuKernels & kernels,
+                                 int n_threads, float v_skip)
+    : table_(table), cache_(cache), kernels_(kernels), v_skip_(v_skip), n_gqa_(table.hp.n_gqa()),
+      stride_k_(padded(table.hp.n_embd_head_k, n_pad_embd)), stride_v_(padded(table.hp.n_embd_head_v, n_pad_embd)),
+      lines_(table.hp.n_head), arrived_(new std::atomic<int32_t>[table.hp.n_head_kv]()), scratch_(n_threads),
+      tallies_(n_threads), next_unit_(new std::atomic<int64_t>[2 * table.layers.size()]()) {
+    for (Scratch & scratch : scratch_) {
+        scratch.queries.resize(n_gqa_ * stride_k_);
+        scratch.weights.resize(n_gqa_ * n_chunk);
+        scratch.factors.resize(n_gqa_);
+        scratch.rows.resize(n_block_rows * std::max(stride_k_, stride_v_));
+    }
+}
+
+void DecodeAttention::begin(int64_t t) {
+    t_ = t;
+    chunks_.clear();
+    int64_t n_near = 0, n_far = 0;
+    const auto add = [&](bool is_far, int64_t & index, int64_t begin, int64_t end) {
+        for (; begin < end; begin += n_chunk)
+            chunks_.push_back({is_far, index++, {begin, std::min(begin + n_chunk, end)}});
+    };
+    if (table_.n_recent > 0) {
+        add(false, n_near, 0, std::min<int64_t>(table_.n_sink, t + 1));
+        add(false, n_near, std::max<int64_t>(table_.n_sink, t - table_.n_recent + 1), t + 1);
+    }
+    add(true, n_far, table_.n_sink, t - table_.n_recent + 1);
+
+    const int64_t n_head = table_.hp.n_head;
+    n_splits_ = std::clamp<int64_t>(int64_t(chunks_.size()) / 4, 1, n_most_splits);
+    near_.begin(n_head, 1, n_near, 1, n_chunk);
+    far_.begin(n_head, 1, n_far, 1, n_chunk);
+    shared_.begin(table_.n_slots, 1, n_far, 1, n_chunk);
+    resize_buffer(keeps_, v_skip_ > 0 ? (table_.n_slots + n_head) * n_far : 0);
+    resize_buffer(outs_, table_.hp.n_head_kv * n_splits_ * n_gqa_ * stride_v_);
+    for (size_t i = 0; i < 2 * table_.layers.size(); ++i) next_unit_[i].store(0, std::memory_order_relaxed);
+}
+
+// Where a head's list of rows stands: with the weights it was made from.
+DecodeAttention::Keep & DecodeAttention::keep(const AttnHead & head, int64_t h, int64_t chunk) {
+    const int64_t slot = head.slot_in >= 0 ? head.slot_in : head.slot_out >= 0 ? head.slot_out : table_.n_slots + h;
+    return keeps_[slot * far_.n_chunks() + chunk];
+}
+
+// Maximum and sum of a chunk's weights.
+const float * DecodeAttention::part(const AttnHead & head, int64_t h, bool is_far, int64_t chunk) {
+    if (!is_far) return near_.part(h, 0, chunk);
+    return head.slot_in >= 0 ? shared_.part(head.slot_in, 0, chunk) : far_.part(h, 0, chunk);
+}
+
+Range DecodeAttention::split(int64_t i) const {
+    const int64_t n = int64_t(chunks_.size());
+    return {i * n / n_splits_, (i + 1) * n / n_splits_};
+}
+
+// -- first node ------------------------------------------------------------------------------------------------------------
+
+void DecodeAttention::score(const AttnLayer & layer, const AttnInputs & inputs, int ith) {
+    Scratch & scratch = scratch_[ith];
+    for (;;) {
+        const int64_t unit = next_unit_[2 * layer.il].fetch_add(1, std::memory_order_relaxed);
+        if (unit >= table_.hp.n_head_kv * n_splits_) return;
+        const int64_t kv = unit / n_splits_;
+        const int32_t source = layer.keys_layer[kv];
+        const float * queries = nullptr;
+        int64_t query_stride = 0;
+        if (inputs.q) {
+            queries = reinterpret_cast<const float *>(static_cast<const char *>(inputs.q->data) +
+                                                      kv * n_gqa_ * inputs.q->nb[1]);
+            query_stride = int64_t(inputs.q->nb[1] / sizeof(float));
+            if (stride_k_ != table_.hp.n_embd_head_k) {
+                for (int64_t g = 0; g < n_gqa_; ++g)
+                    std::copy_n(queries + g * query_stride, table_.hp.n_embd_head_k, &scratch.queries[g * stride_k_]);
+                queries = scratch.queries.data();
+                query_stride = stride_k_;
+            }
+        }
+        const Range own = split(unit % n_splits_);
+        for (int64_t i = own.begin; i < own.end; ++i) {
+            const Chunk & chunk = chunks_[i];
+            if (chunk.is_far && source < 0) continue;
+            const Rows keys = Rows::keys(cache_, chunk.is_far ? source : layer.il, int32_t(kv), inputs.k_cur, t_);
+            score_chunk(layer, keys, chunk, kv, queries, query_stride, scratch);
+        }
+        if (arrived_[kv].fetch_add(1, std::memory_order_acq_rel) + 1 == n_splits_) {
+            arrived_[kv].store(0, std::memory_order_relaxed);
+            close_softmax(layer, kv);
+        }
+    }
+}
+
+// The rows as the kernels take them: in the cache's own type, or as float where a head's size is no multiple of a kernel's block or
+// so many heads share a row that converting it once is cheaper.
+const char * const * DecodeAttention::kernel_rows(const Rows & rows, int64_t n, int64_t stride, const char ** found,
+                                                  ggml_type & type, Scratch & scratch) const {
+    type = rows.type();
+    if (rows.n_embd() == stride && (n_gqa_ <= 8 || type == GGML_TYPE_F32)) return found;
+    for (int64_t i = 0; i < n; ++i) {
+        float * row = &scratch.rows[i * stride];
+        kernels_.to_float(type, found[i], row, rows.n_embd());
+        std::fill(row + rows.n_embd(), row + stride, 0.0f);
+        found[i] = reinterpret_cast<const char *>(row);
+    }
+    type = GGML_TYPE_F32;
+    return found;
+}
+
+void DecodeAttention::score_chunk(const AttnLayer & layer, const Rows & keys, const Chunk & chunk, int64_t kv,
+                                  const float * queries, int64_t query_stride, Scratch & scratch) {
+    const AttnHead * heads = &layer.heads[kv * n_gqa_];
+    const auto is_scored = [&](int64_t g) { return !chunk.is_far || scores_far(heads[g]); };
+    WeightStore<float> & store = chunk.is_far ? far_ : near_;
+    const char * found[n_block_rows];
+    for (int64_t begin = chunk.rows.begin; begin < chunk.rows.end; begin += n_block_rows) {
+        const int64_t n = std::min(n_block_rows, chunk.rows.end - begin);
+        ggml_type type;
+        keys.find(begin, n, found);
+        const char * const * rows = kernel_rows(keys, n, stride_k_, found, type, scratch);
+        for_each_stretch(n_gqa_, is_scored, [&](int64_t g, int64_t end) {
+            float * scores = store.weights(kv * n_gqa_ + g, 0, chunk.index) + (begin - chunk.rows.begin);
+            kernels_.dots(type, queries + g * query_stride, query_stride, end - g, rows, n, stride_k_,
+                          table_.hp.kq_scale, scores, store.slot_stride());
+        });
+    }
+    for (int64_t g = 0; g < n_gqa_; ++g) {
+        if (!is_scored(g)) continue;
+        const int64_t h = kv * n_gqa_ + g, slot = heads[g].slot_out;
+        const bool is_left = chunk.is_far && slot >= 0;
+        float * part = store.part(h, 0, chunk.index);
+        kernels_.softmax(store.weights(h, 0, chunk.index), chunk.rows.size(),
+                         is_left ? shared_.weights(slot, 0, chunk.index) : nullptr, part, part + 1);
+        if (is_left) std::copy_n(part, 2, shared_.part(slot, 0, chunk.index));
+    }
+}
+
+// One softmax over both parts of each head, and the gate: by the last split of a KV head.
+void DecodeAttention::close_softmax(const AttnLayer & layer, int64_t kv) {
+    struct Total { float max = minus_infinity, sum = 0.0f; };
+    const auto total = [this](const AttnHead & head, int64_t h, bool is_far) {
+        Total all;
+        const int64_t n = is_far ? far_.n_chunks() : near_.n_chunks();
+        for (int64_t i = 0; i < n; ++i) all.max = std::max(all.max, part(head, h, is_far, i)[0]);
+        for (int64_t i = 0; i < n; ++i) {
+            const float * chunk = part(head, h, is_far, i);
+            all.sum += chunk[1] * std::exp(chunk[0] - all.max);
+        }
+        return all;
+    };
+    for (int64_t g = 0; g < n_gqa_; ++g) {
+        const int64_t h = kv * n_gqa_ + g;
+        const AttnHead & head = layer.heads[h];
+        const Total near = total(head, h, false);
+        const Total far = head.kind == HeadKind::local ? Total() : total(head, h, true);
+        Line & line = lines_[h];
+        line.far_max = far.max;
+        line.far_sum = far.sum;
+        const float far_max = far.max + head.bias;
+        line.max = std::max(near.max, far_max);
+        const float near_mass = near.sum > 0 ? near.sum * std::exp(near.max - line.max) : 0.0f;
+        float far_mass = far.sum > 0 ? far.sum * std::exp(far_max - line.max) : 0.0f;
+        const float share = near_mass / (near_mass + far_mass);
+        if (table_.skip_gate < 1.0f && share >= table_.skip_gate) far_mass = 0.0f;
+        line.has_far = far_mass > 0.0f;
+        line.inverse_sum = 1.0f / (near_mass + far_mass);
+    }
+}
+
+// -- second node -----------------------------------------------------------------------------------------------------------
+
+void DecodeAttention::weigh(const AttnLayer & layer, const AttnInputs & inputs, ggml_tensor * dst, int ith) {
+    Scratch & scratch = scratch_[ith];
+    const int64_t n_out = n_gqa_ * stride_v_;
+    for (;;) {
+        const int64_t unit = next_unit_[2 * layer.il + 1].fetch_add(1, std::memory_order_relaxed);
+        if (unit >= table_.hp.n_head_kv * n_splits_) return;
+        const int64_t kv = unit / n_splits_;
+        const Rows values = Rows::values(cache_, layer.il, int32_t(kv), inputs.v_cur, t_);
+        float * out = &outs_[unit * n_out];
+        std::fill(out, out + n_out, 0.0f);
+        const Range own = split(unit % n_splits_);
+        for (int64_t i = own.begin; i < own.end; ++i)
+            weigh_chunk(layer, values, chunks_[i], kv, out, scratch, tallies_[ith]);
+        if (arrived_[kv].fetch_add(1, std::memory_order_acq_rel) + 1 == n_splits_) {
+            arrived_[kv].store(0, std::memory_order_relaxed);
+            add_up(layer, kv, dst, tallies_[ith]);
+        }
+    }
+}
+
+// Which rows of a chunk a head cannot do without: all but those below the highest limit at which what is lost stays within the
+// chunk's share of v_skip, by its number of rows. The chunks' shares add up to v_skip.
+void DecodeAttention::keep_rows(const Line & line, const Chunk & chunk, int64_t h, Keep & keep) {
+    const float * weights = far_.weights(h, 0, chunk.index);
+    const float * part = far_.part(h, 0, chunk.index);
+    const int64_t n = chunk.rows.size(), n_far = t_ - table_.n_recent + 1 - table_.n_sink;
+    const float scale = std::exp(part[0] - line.far_max) / line.far_sum;  // weight -> share of the distant mass
+    const float budget = v_skip_ * float(n) / float(n_far);
+    keep.dropped = part[1] * scale;
+    if (keep.dropped <= budget) return std::fill(keep.words, keep.words + n_words, uint64_t(0));
+    float limit = budget / scale;
+    for (int64_t i = 1; i <= n_chunk; i *= 2, limit *= 0.5f) {  // once limit * n <= budget / scale, it must be enough
+        keep.dropped = kernels_.mass_below(weights, n, limit) * scale;
+        if (keep.dropped <= budget) break;
+    }
+    for (int64_t i = 0; i < n_words; ++i) {
+        const int64_t n_bits = std::clamp<int64_t>(n - i * 64, 0, 64);
+        keep.words[i] = keep.dropped > 0.0f ? kernels_.mask_from(weights + i * 64, n_bits, limit)
+                        : n_bits == 64      ? ~uint64_t(0)
+                                            : (uint64_t(1) << n_bits) - 1;
+    }
+}
+
+void DecodeAttention::weigh_chunk(const AttnLayer & layer, const Rows & values, const Chunk & chunk, int64_t kv,
+                                  float * out, Scratch & scratch, Tally & tally) {
+    const AttnHead * heads = &layer.heads[kv * n_gqa_];
+    const Line * lines = &lines_[kv * n_gqa_];
+    WeightStore<float> & store = chunk.is_far ? far_ : near_;
+    const int64_t h0 = kv * n_gqa_, n = chunk.rows.size();
+    const bool skips = chunk.is_far && v_skip_ > 0;
+    const auto is_weighed = [&](int64_t g) { return !chunk.is_far || lines[g].has_far; };
+    uint64_t words[n_words] = {};
+    bool any = false, any_taken = false;
+    for (int64_t g = 0; g < n_gqa_; ++g) {
+        const AttnHead & head = heads[g];
+        // Also where the gate is shut: followers may need the list.
+        if (skips && scores_far(head)) keep_rows(lines[g], chunk, h0 + g, keep(head, h0 + g, chunk.index));
+        if (!is_weighed(g)) continue;
+        any = true;
+        any_taken |= chunk.is_far && head.slot_in >= 0;
+        const float max = part(head, h0 + g, chunk.is_far, chunk.index)[0] + (chunk.is_far ? head.bias : 0.0f);
+        scratch.factors[g] = std::exp(max - lines[g].max) * lines[g].inverse_sum;
+        if (skips)
+            for (int64_t i = 0; i < n_words; ++i) words[i] |= keep(head, h0 + g, chunk.index).words[i];
+    }
+    if (chunk.is_far) tally.sums.n_values += n;
+    if (!any) return;
+    int64_t n_kept = n;
+    if (skips) {
+        n_kept = 0;
+        for (const uint64_t word : words) n_kept += __builtin_popcountll(word);
+        if (n_kept == 0) return;
+    }
+
+    // Weights where they are, or copied where some come from a source or rows are left out.
+    const bool is_copied = any_taken || n_kept < n;
+    for (int64_t g = 0; is_copied && g < n_gqa_; ++g) {
+        float * to = &scratch.weights[g * n_chunk];
+        if (!is_weighed(g)) continue;
+        if (chunk.is_far && heads[g].slot_in >= 0) {
+            kernels_.unpack(shared_.weights(heads[g].slot_in, 0, chunk.index), n, to);
+        } else {
+            std::copy_n(store.weights(h0 + g, 0, chunk.index), n, to);
+        }
+    }
+    float * weights = is_copied ? scratch.weights.data() : store.weights(h0, 0, chunk.index);
+    const int64_t head_step = is_copied ? n_chunk : store.slot_stride();
+
+    const char * found[n_block_rows];
+    for (int64_t begin = 0; begin < n; begin += n_block_rows) {
+        int64_t n_rows = std::min(n_block_rows, n - begin);
+        if (n_kept < n && words[begin / n_block_rows] == 0) continue;
+        values.find(chunk.rows.begin + begin, n_rows, found);
+        if (n_kept < n) n_rows = gather(words[begin / n_block_rows], found, weights + begin);
+        if (chunk.is_far) tally.sums.n_values_read += n_rows;
+        ggml_type type;
+        const char * const * rows = kernel_rows(values, n_rows, stride_v_, found, type, scratch);
+        for_each_stretch(n_gqa_, is_weighed, [&](int64_t g, int64_t end) {
+            kernels_.weigh(type, weights + g * head_step + begin, head_step, 1, end - g, rows, n_rows, stride_v_,
+                           nullptr, &scratch.factors[g], out + g * stride_v_, stride_v_);
+        });
+    }
+}
+
+// Moves the rows of a block that are kept to its front, with their weights. Returns how many they are.
+int64_t DecodeAttention::gather(uint64_t word, const char ** rows, float * weights) const {
+    int64_t n = 0;
+    for (; word; word &= word - 1, ++n) {
+        const int64_t row = __builtin_ctzll(word);
+        rows[n] = rows[row];
+        for (int64_t g = 0; g < n_gqa_; ++g) weights[g * n_chunk + n] = weights[g * n_chunk + row];
+    }
+    return n;
+}
+
+// The splits of a KV head, in order; and what its owners left out.
+void DecodeAttention::add_up(const AttnLayer & layer, int64_t kv, ggml_tensor * dst, Tally & tally) {
+    const int64_t n_embd = table_.hp.n_embd_head_v, n_out = n_gqa_ * stride_v_;
+    const float * outs = &outs_[kv * n_splits_ * n_out];
+    for (int64_t g = 0; g < n_gqa_; ++g) {
+        const int64_t h = kv * n_gqa_ + g;
+        float * to = static_cast<float *>(dst->data) + h * n_embd;
+        std::copy_n(outs + g * stride_v_, n_embd, to);
+        for (int64_t i = 1; i < n_splits_; ++i)
+            for (int64_t d = 0; d < n_embd; ++d) to[d] += outs[i * n_out + g * stride_v_ + d];
+        if (v_skip_ <= 0 || far_.n_chunks() == 0 || !scores_far(layer.heads[h])) continue;
+        double dropped = 0;
+        for (int64_t i = 0; i < far_.n_chunks(); ++i) dropped += keep(layer.heads[h], h, i).dropped;
+        tally.sums.dropped_mass_max = std::max(tally.sums.dropped_mass_max, dropped);
+        tally.sums.dropped_mass_mean += dropped;
+        ++tally.n_heads;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------------
+
+int64_t DecodeAttention::size_bytes() const {
+    int64_t n =
+        near_.size_bytes() + far_.size_bytes() + shared_.size_bytes() + int64_t(keeps_.capacity() * sizeof(Keep));
+    n += int64_t(outs_.capacity() * sizeof(float));
+    for (const Scratch & s : scratch_)
+        n += int64_t((s.queries.size() + s.weights.size() + s.rows.size()) * sizeof(float));
+    return n;
+}
+
+SkipReport DecodeAttention::skip_report() const {
+    SkipReport report;
+    int64_t n_heads = 0;
+    for (const Tally & tally : tallies_) {
+        report.n_values += tally.sums.n_values;
+        report.n_values_read += tally.sums.n_values_read;
+        report.dropped_mass_max = std::max(report.dropped_mass_max, tally.sums.dropped_mass_max);
+        report.dropped_mass_mean += tally.sums.dropped_mass_mean;
+        n_heads += tally.n_heads;
+    }
+    if (n_heads > 0) report.dropped_mass_mean /= double(n_heads);
+    return report;
+}
+
+void DecodeAttention::reset_skip_report() { std::fill(tallies_.begin(), tallies_.end(), Tally()); }
+
+}  // namespace pysa

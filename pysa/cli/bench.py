@@ -1,0 +1,231 @@
+"""`pysa bench`: speed of prompts and of decoding at some depths, and how near attention comes to the speed of memory.
+
+The measuring alone; bench_table.py draws it. Speed beside llama.cpp is bench/against_llama_cpp.py of the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pysa import _native
+from pysa.cli.bench_table import bench_lines
+from pysa.cli.console import Console
+from pysa.cli.render import CACHE_PARTS
+from pysa.model import Model
+from pysa.plan import Plan
+from pysa.session import Session
+
+N_HELD = 64  # tokens evaluated before the rest of the cache is filled with copies of their rows
+N_BATCH = 2048  # prompt tokens evaluated between two looks at the bar
+PAUSE_S = 0.1  # an engine's threads look for work for a while before they sleep
+BANDWIDTH_BYTES, THREAD_BYTES = 256 << 20, 64 << 20  # many times the caches that a thread can have
+N_WARM = 2  # tokens decoded before the clock counts
+
+Advance = Callable[[int], object]
+
+
+@dataclass
+class Row:
+    """What was measured at one depth. Sizes in bytes; `prompt_per_s` is None where no prompt was asked for."""
+
+    depth: int
+    prompt_per_s: float | None
+    ms: list[float]  # of each token decoded
+    n_rows: int
+    cache: dict[str, int]
+    read_bytes: int  # of the cache, for one token
+    values_read: float  # share of the value rows in reach; the rest weighs too little, as v_skip says
+    attention_gb_per_s: float | None = None  # None at depth 0, and where the noise is larger than attention's time
+
+    @property
+    def ms_per_token(self) -> float:
+        """The median."""
+        return statistics.median(self.ms)
+
+    @property
+    def noise_ms(self) -> float:
+        """From the lower to the upper quartile."""
+        low, _, high = statistics.quantiles(self.ms, n=4) if len(self.ms) > 1 else (0.0, 0.0, 0.0)
+        return high - low
+
+    @property
+    def saving(self) -> float:
+        """Share of the dense cache's bytes that was not needed."""
+        return 1.0 - self.cache["total"] / self.cache["dense"]
+
+    def to_json(self) -> dict[str, Any]:
+        """With the figures that follow from others."""
+        figures = {"ms_per_token": self.ms_per_token, "tokens_per_s": 1e3 / self.ms_per_token, "saving": self.saving}
+        return {**asdict(self), **figures}
+
+
+@dataclass
+class Bench:
+    """One run: what ran, how fast memory was read meanwhile (1e9 bytes per second), and a row per depth."""
+
+    model: dict[str, Any]
+    depth_by: str  # fill, prompt
+    type_k: str
+    type_v: str
+    bandwidth_gb_per_s: float = 0.0
+    rows: list[Row] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """As one JSON object."""
+        return {**asdict(self), "rows": [row.to_json() for row in self.rows]}
+
+
+def reach(session: Session, tokens: npt.NDArray[np.int64], fill: bool, advance: Advance) -> None:
+    """Makes an empty session hold len(tokens) positions, by evaluating them or by copying the rows of the first few."""
+    n_evaluated = min(N_HELD, len(tokens)) if fill else len(tokens)
+    evaluate(session, tokens[:n_evaluated], advance)
+    if n_evaluated < len(tokens):
+        session._fill(len(tokens), seed=len(tokens))
+
+
+def evaluate(session: Session, tokens: npt.NDArray[np.int64], advance: Advance) -> float:
+    """Evaluates a prompt; seconds."""
+    start = time.perf_counter()
+    for first in range(0, len(tokens), N_BATCH):
+        batch = tokens[first : first + N_BATCH]
+        session.eval(batch, logits="last")
+        advance(len(batch))
+    return time.perf_counter() - start
+
+
+def decode(session: Session, tokens: npt.NDArray[np.int64], advance: Advance) -> list[float]:
+    """Evaluates tokens one by one; milliseconds of each."""
+    times_ms = []
+    for token in tokens:
+        start = time.perf_counter()
+        session.eval(np.array([token]))
+        times_ms.append((time.perf_counter() - start) * 1e3)
+        advance(1)
+    return times_ms
+
+
+def open_session(model: Model, options: argparse.Namespace, n_ctx: int) -> Session:
+    """A session as the options want it."""
+    return model.session(
+        n_ctx,
+        options.type_k,
+        options.type_v,
+        options.ubatch,
+        options.attention,
+        options.plan,
+        v_skip=options.v_skip,
+    )
+
+
+def measure(model: Model, options: argparse.Namespace, depth: int, advance: Advance) -> Row:
+    """One depth: reach it, decode, then evaluate a prompt on top."""
+    n_decode = N_WARM + options.tokens
+    n_ctx = depth + n_decode + options.prompt_tokens
+    tokens = np.random.default_rng(depth).integers(0, model.n_vocab, n_ctx)
+    with open_session(model, options, n_ctx) as session:
+        reach(session, tokens[:depth], options.depth_by == "fill", advance)
+        reader = Reading(session)
+        ms = decode(session, tokens[depth : depth + n_decode], advance)[N_WARM:]
+        read_bytes, values_read = reader.finish(n_decode)
+        memory = session.memory()
+        prompt = tokens[depth + n_decode :]
+        prompt_per_s = len(prompt) / evaluate(session, prompt, advance) if len(prompt) else None
+    cache = {part: memory[part] for part in CACHE_PARTS}
+    return Row(depth, prompt_per_s, ms, memory["n_rows"], cache, read_bytes, values_read)
+
+
+class Reading:
+    """Counts what decoding reads of a session's cache, from here to finish()."""
+
+    def __init__(self, session: Session) -> None:
+        self._session, self._start, self._n_past = session, session.skip_report(), session.n_past
+
+    def finish(self, n_tokens: int) -> tuple[int, float]:
+        """Bytes that one of the `n_tokens` decoded since read on average, and the share of the value rows it read."""
+        session, model = self._session.native, self._session.model
+        now = session.skip_report()
+        n_values = now["n_values"] - self._start["n_values"]
+        n_left_out = n_values - (now["n_values_read"] - self._start["n_values_read"])
+        dense, types = Plan.dense(model.n_layer, model.n_head).to_json(), (session.type_k, session.type_v)
+        row_bytes = model.native.cache_bytes(1, dense, *types)["values"] / (model.n_layer * model.n_head_kv)
+        held = model.native.cache_bytes(self._n_past + n_tokens // 2, session.plan, *types)["total"]
+        return int(held - n_left_out / n_tokens * row_bytes), 1.0 - n_left_out / n_values if n_values else 1.0
+
+
+def attention_gb_per_s(base: Row, row: Row) -> float | None:
+    """Cache bytes that a token reads more than at depth 0, by the time it takes more; None where noise hides that."""
+    attention_ms = row.ms_per_token - base.ms_per_token
+    if attention_ms <= max(row.noise_ms, base.noise_ms):
+        return None
+    return (row.read_bytes - base.read_bytes) / attention_ms / 1e6
+
+
+def facts(model: Model, options: argparse.Namespace) -> dict[str, Any]:
+    """What runs."""
+    with open_session(model, options, 1) as session:
+        plan = session.plan
+        return {
+            "file": model.path,
+            "architecture": model.arch,
+            "n_layer": model.n_layer,
+            "n_threads": model.n_threads,
+            "attention": session.attention,
+            "kernel": session.kernel,
+            "plan": "dense" if (plan.kinds() == "owner").all() else plan.method,
+            "n_sink": plan.n_sink,
+            "n_recent": plan.n_recent,
+        }
+
+
+def read_bandwidth(n_threads: int) -> float:
+    """1e9 bytes per second that so many threads read from memory, as _native.read_bandwidth."""
+    time.sleep(PAUSE_S)
+    return _native.read_bandwidth(n_threads, max(BANDWIDTH_BYTES, n_threads * THREAD_BYTES), repeats=5)
+
+
+def run_bench(model: Model, options: argparse.Namespace, advance: Advance) -> Bench:
+    """Measures every depth asked for, and depth 0, which the others are compared with."""
+    bench = Bench(facts(model, options), options.depth_by, options.type_k, options.type_v)
+    bandwidths = [read_bandwidth(model.n_threads)]
+    for depth in depths(options):
+        row = measure(model, options, depth, advance)
+        bench.rows.append(row)
+        row.attention_gb_per_s = attention_gb_per_s(bench.rows[0], row)
+        bandwidths.append(read_bandwidth(model.n_threads))
+    bench.bandwidth_gb_per_s = statistics.median(bandwidths)
+    return bench
+
+
+def depths(options: argparse.Namespace) -> list[int]:
+    """0, then what was asked for."""
+    return sorted({0, *options.depth})
+
+
+def n_steps(options: argparse.Namespace) -> int:
+    """Tokens that the run evaluates."""
+    per_depth: int = N_WARM + options.tokens + options.prompt_tokens
+    reached = [min(N_HELD, n) if options.depth_by == "fill" else n for n in depths(options)]
+    return per_depth * len(reached) + sum(reached)
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Measures and prints; the exit status."""
+    from tqdm import tqdm  # noqa: PLC0415  only here, and pysa starts quickly
+
+    layout = "{percentage:3.0f} % {bar} {n_fmt}/{total_fmt} tokens"
+    bar = tqdm(total=n_steps(options), bar_format=layout, file=console.err, disable=None, leave=False)
+    with bar, Model(options.model, n_threads=options.threads) as model:
+        bench = run_bench(model, options, bar.update)
+    if options.json:
+        console.json(bench.to_json())
+    else:
+        console.lines(bench_lines(bench, console.width))
+    return 0
