@@ -16,7 +16,7 @@ struct TokenCheck : Check {
     void run() {
         for (const ggml_type type : types) {
             for (const int64_t n_embd : {32, 64, 96, 128, 256}) rows_of(type, n_embd);
-            if (ggml_blck_size(type) == 1) to_float(type, CacheRows(type, 80, 1, random));
+            if (ggml_blck_size(type) == 1) to_float(type, CacheRows(type, 80, 3, random));
         }
         for (const int64_t n : {1, 2, 5, 16, 17, 63, 64, 200}) {
             softmax(n, false);
@@ -40,9 +40,12 @@ struct TokenCheck : Check {
 
     void to_float(ggml_type type, const CacheRows & rows) {
         begin("to_float", std::string(ggml_type_name(type)) + " n_embd " + std::to_string(rows.n_embd));
-        Poisoned<float> out(rows.n_embd);
-        kernels.to_float(type, rows.pointers[0], out.data(), rows.n_embd);
-        for (int64_t d = 0; d < rows.n_embd; ++d) near("out", 0, d, rows.row(0)[d], out.data()[d], 0.0);
+        const int64_t n_rows = int64_t(rows.pointers.size()), stride = rows.n_embd + 16;
+        Poisoned<float> out(stride, n_rows, stride);
+        kernels.to_float(type, rows.pointers.data(), n_rows, rows.n_embd, out.data(), stride);
+        for (int64_t i = 0; i < n_rows; ++i)
+            for (int64_t d = 0; d < stride; ++d)
+                near("out", i, d, d < rows.n_embd ? rows.row(i)[d] : 0.0, out.row(i)[d], 0.0);
         out.check(where);
     }
 

@@ -122,12 +122,8 @@ const char * const * DecodeAttention::kernel_rows(const Rows & rows, int64_t n, 
                                                   ggml_type & type, Scratch & scratch) const {
     type = rows.type();
     if (rows.n_embd() == stride && (n_gqa_ <= 8 || type == GGML_TYPE_F32)) return found;
-    for (int64_t i = 0; i < n; ++i) {
-        float * row = &scratch.rows[i * stride];
-        kernels_.to_float(type, found[i], row, rows.n_embd());
-        std::fill(row + rows.n_embd(), row + stride, 0.0f);
-        found[i] = reinterpret_cast<const char *>(row);
-    }
+    kernels_.to_float(type, found, n, rows.n_embd(), scratch.rows.data(), stride);
+    for (int64_t i = 0; i < n; ++i) found[i] = reinterpret_cast<const char *>(&scratch.rows[i * stride]);
     type = GGML_TYPE_F32;
     return found;
 }

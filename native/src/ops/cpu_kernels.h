@@ -22,8 +22,9 @@ inline int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 struct CpuKernels {
     const char * name;
 
-    // n values of one cache row to float.
-    void (*to_float)(ggml_type type, const void * row, float * out, int64_t n);
+    // Rows of any n_embd as float [stride, n_rows], padded with zeros up to stride.
+    void (*to_float)(ggml_type type, const char * const * rows, int64_t n_rows, int64_t n_embd, float * out,
+                     int64_t stride);
 
     // -- single tokens
 

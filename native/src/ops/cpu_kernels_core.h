@@ -21,17 +21,18 @@ template <class F> inline void with_row_type(ggml_type type, F && f) {
     }
 }
 
-inline void to_float(ggml_type type, const void * row, float * out, int64_t n) {
-    if (type == GGML_TYPE_F32) {
-        std::memcpy(out, row, size_t(n) * sizeof(float));
-        return;
-    }
-    if (n % n_block) return ggml_get_type_traits(type)->to_float(row, out, n);
-    with_row_type(type, [&](auto rows) {
-        for (int64_t block = 0; block < n / n_block; ++block) {
-            Vec v[n_unpacked];
-            decltype(rows)::unpack(static_cast<const char *>(row), block, v);
-            for (int i = 0; i < n_unpacked; ++i) store(out + block * n_block + i * lanes, v[i]);
+inline void to_float(ggml_type type, const char * const * rows, int64_t n_rows, int64_t n_embd, float * out,
+                     int64_t stride) {
+    with_row_type(type, [&](auto row_type) {
+        for (int64_t r = 0; r < n_rows; ++r, out += stride) {
+            int64_t d = 0;
+            for (; d + n_block <= n_embd; d += n_block) {
+                Vec v[n_unpacked];
+                decltype(row_type)::unpack(rows[r], d / n_block, v);
+                for (int i = 0; i < n_unpacked; ++i) store(out + d + i * lanes, v[i]);
+            }
+            for (; d < n_embd; ++d) out[d] = decltype(row_type)::element(rows[r], d);
+            for (; d < stride; ++d) out[d] = 0.0f;
         }
     });
 }
@@ -49,7 +50,10 @@ template <class Row, int n_q> inline void dots_of(const float * queries, int64_t
         for (int64_t block = 0; block < n_embd / n_block; ++block) {
             for (int j0 = 0; j0 < n_r; j0 += n_together) {
                 Vec x[n_together][n_unpacked];
-                for (int j = 0; j < n_together; ++j) Row::unpack(row[j0 + j], block, x[j]);
+                for (int j = 0; j < n_together; ++j) {
+                    Row::unpack(row[j0 + j], block, x[j]);
+                    __builtin_prefetch(row[j0 + j] + block * Row::n_bytes + n_ahead, 0, 2);
+                }
                 for (int s = 0; s < n_unpacked; ++s)
                     for (int i = 0; i < n_q; ++i) {
                         const Vec q = load<Vec>(queries + i * query_stride + block * n_block + s * lanes);

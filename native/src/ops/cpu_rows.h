@@ -63,10 +63,7 @@ class Rows {
     void load(const CpuKernels & kernels, int64_t begin, int64_t n, int64_t stride, float * out) const {
         const char * rows[n_block_rows];
         find(begin, n, rows);
-        for (int64_t i = 0; i < n; ++i) {
-            kernels.to_float(type(), rows[i], out + i * stride, n_embd());
-            std::fill(out + i * stride + n_embd(), out + (i + 1) * stride, 0.0f);
-        }
+        kernels.to_float(type(), rows, n, n_embd(), out, stride);
     }
 
   private:

@@ -22,6 +22,7 @@ namespace {
 constexpr int lanes = PYSA_LANES;  // floats in a vector: what the including file was compiled for
 constexpr int n_block = 32;        // elements of a row unpacked at a time: a block of the quantised types
 constexpr int n_unpacked = n_block / lanes;
+constexpr int n_ahead = 8192;  // bytes that dots asks for before it needs them, as its sums leave the memory idle
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 typedef float Vec __attribute__((vector_size(lanes * 4)));
@@ -72,17 +73,28 @@ template <int n = lanes / 2> inline Vec sums(Vec (&acc)[lanes]) {
 
 // e^x for x <= 0: 2^k * e^r with |r| <= ln(2)/2 by a polynomial of degree 6; relative error below 3e-7. 0 below -87.
 inline Vec exp(Vec x) {
+    const auto polynomial = [](Vec r) {
+        Vec p = all(1.0f / 720.0f);
+        for (float c : {1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f}) p = p * r + c;
+        return p;
+    };
+#if defined(__AVX512F__)
+    if constexpr (lanes == 16) {  // the scaling underflows to 0 by itself
+        const Vec low = max(x, all(-104.0f));
+        const Vec k = (Vec)_mm512_roundscale_ps((__m512)(low * 1.44269504f), _MM_FROUND_TO_NEAREST_INT);
+        const Vec r = (low - k * 0.693145752f) - k * 1.42860677e-6f;
+        return (Vec)_mm512_scalef_ps((__m512)polynomial(r), (__m512)k);
+    }
+#endif
     const Vec shift = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
     const Int is_tiny = x < -87.0f;
-    const Vec clamped = is_tiny ? all(-87.0f) : x;
-    const Vec k = (clamped * 1.44269504f + shift) - shift;
-    const Vec r = (clamped - k * 0.693145752f) - k * 1.42860677e-6f;
-    Vec p = all(1.0f / 720.0f);
-    for (float c : {1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f}) p = p * r + c;
+    const Vec low = is_tiny ? all(-87.0f) : x;
+    const Vec k = (low * 1.44269504f + shift) - shift;
+    const Vec r = (low - k * 0.693145752f) - k * 1.42860677e-6f;
     const Int bits = (__builtin_convertvector(k, Int) + 127) << 23;
     Vec power;
     std::memcpy(&power, &bits, sizeof(power));
-    return is_tiny ? all(0.0f) : p * power;
+    return is_tiny ? all(0.0f) : polynomial(r) * power;
 }
 
 inline float half_to_float(uint16_t half) {
@@ -127,22 +139,27 @@ inline Vec bytes_to_floats(Byte v) {
     return __builtin_convertvector(__builtin_convertvector(v, Int), Vec);
 }
 
-// -- rows: elements [32 * block, 32 * block + 32) as floats ------------------------------------------------------------
+// -- rows: elements [32 * block, 32 * block + 32) as floats, and single ones of types without blocks ------------------------------------------------------------
 
 struct RowF32 {
+    static constexpr int n_bytes = 128;  // of a block
     static void unpack(const char * row, int64_t block, Vec (&out)[n_unpacked]) {
         for (int i = 0; i < n_unpacked; ++i) out[i] = load<Vec>(row + (block * n_block + i * lanes) * 4);
     }
+    static float element(const char * row, int64_t d) { return load<float>(row + d * 4); }
 };
 
 struct RowF16 {
+    static constexpr int n_bytes = 64;  // of a block
     static void unpack(const char * row, int64_t block, Vec (&out)[n_unpacked]) {
         const auto * halves = reinterpret_cast<const uint16_t *>(row) + block * n_block;
         for (int i = 0; i < n_unpacked; ++i) out[i] = halves_to_floats(halves + i * lanes);
     }
+    static float element(const char * row, int64_t d) { return half_to_float(load<uint16_t>(row + d * 2)); }
 };
 
 struct RowBF16 {
+    static constexpr int n_bytes = 64;  // of a block
     static void unpack(const char * row, int64_t block, Vec (&out)[n_unpacked]) {
         const char * halves = row + block * n_block * 2;
         for (int i = 0; i < n_unpacked; ++i) {
@@ -150,17 +167,24 @@ struct RowBF16 {
             out[i] = load<Vec>(&bits);
         }
     }
+    static float element(const char * row, int64_t d) {
+        const uint32_t bits = uint32_t(load<uint16_t>(row + d * 2)) << 16;
+        return load<float>(&bits);
+    }
 };
 
-struct RowQ8 {  // an f16 scale and 32 signed bytes
+struct RowQ8 {                          // an f16 scale and 32 signed bytes
+    static constexpr int n_bytes = 34;  // of a block
     static void unpack(const char * row, int64_t block, Vec (&out)[n_unpacked]) {
         const char * bytes = row + block * 34;
         const float scale = half_to_float(load<uint16_t>(bytes));
         for (int i = 0; i < n_unpacked; ++i) out[i] = bytes_to_floats(load<Byte>(bytes + 2 + i * lanes)) * scale;
     }
+    static float element(const char *, int64_t) { return 0.0f; }  // rows are whole blocks
 };
 
 struct RowQ4 {  // an f16 scale and 16 bytes: elements 0-15 in the low nibbles, 16-31 in the high, each plus 8
+    static constexpr int n_bytes = 18;  // of a block
     static void unpack(const char * row, int64_t block, Vec (&out)[n_unpacked]) {
         const char * bytes = row + block * 18;
         const float scale = half_to_float(load<uint16_t>(bytes));
@@ -170,6 +194,7 @@ struct RowQ4 {  // an f16 scale and 16 bytes: elements 0-15 in the low nibbles, 
             out[i + n_unpacked / 2] = bytes_to_floats((Byte)(pairs >> 4 & 0x0f0f) - 8) * scale;
         }
     }
+    static float element(const char *, int64_t) { return 0.0f; }  // rows are whole blocks
 };
 
 }  // namespace
