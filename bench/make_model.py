@@ -44,10 +44,10 @@ SHAPES = {
 }
 
 
-def q4_0(rng: np.random.Generator, n_rows: int, n_columns: int) -> np.ndarray:
-    """Random q4_0 rows, uint8 (n_rows, n_columns / 32 * 18), of standard deviation n_columns**-0.5."""
+def q4_0(rng: np.random.Generator, n_rows: int, n_columns: int, gain: float = 1.0) -> np.ndarray:
+    """Random q4_0 rows, uint8 (n_rows, n_columns / 32 * 18), of standard deviation gain * n_columns**-0.5."""
     blocks = rng.integers(0, 256, (n_rows, n_columns // 32, 18), dtype=np.uint8)
-    scale = np.float16(1.0 / (4.6 * n_columns**0.5))  # nibbles minus 8 have a standard deviation of 4.6
+    scale = np.float16(gain / (4.6 * n_columns**0.5))  # nibbles minus 8 have a standard deviation of 4.6
     blocks[:, :, :2] = np.frombuffer(scale.tobytes(), np.uint8)
     return blocks.reshape(n_rows, -1)
 
@@ -59,8 +59,8 @@ def byte_tokens() -> list[str]:
     return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
 
 
-def write(path: Path, shape: Shape, seed: int) -> None:
-    """Writes the file."""
+def write(path: Path, shape: Shape, seed: int, sharpness: float = 1.0) -> None:
+    """Writes the file; attention scores have a standard deviation of about `sharpness`."""
     rng = np.random.default_rng(seed)
     writer = GGUFWriter(path, shape.arch)
     writer.add_name(path.stem)
@@ -87,8 +87,8 @@ def write(path: Path, shape: Shape, seed: int) -> None:
     writer.add_token_merges([f"{tokens[104]} {tokens[101]}"])
     writer.add_eos_token_id(shape.n_vocab - 1)
 
-    def matrix(name: str, n_rows: int, n_columns: int) -> None:
-        writer.add_tensor(name, q4_0(rng, n_rows, n_columns), raw_dtype=GGMLQuantizationType.Q4_0)
+    def matrix(name: str, n_rows: int, n_columns: int, gain: float = 1.0) -> None:
+        writer.add_tensor(name, q4_0(rng, n_rows, n_columns, gain), raw_dtype=GGMLQuantizationType.Q4_0)
 
     def norm(name: str, n: int = shape.n_embd) -> None:
         writer.add_tensor(name, np.ones(n, np.float32))
@@ -104,7 +104,7 @@ def write(path: Path, shape: Shape, seed: int) -> None:
         if shape.qk_norm:
             norm(f"blk.{il}.attn_q_norm.weight", shape.n_embd_head)
             norm(f"blk.{il}.attn_k_norm.weight", shape.n_embd_head)
-        matrix(f"blk.{il}.attn_q.weight", n_q, shape.n_embd)
+        matrix(f"blk.{il}.attn_q.weight", n_q, shape.n_embd, sharpness)
         matrix(f"blk.{il}.attn_k.weight", n_kv, shape.n_embd)
         matrix(f"blk.{il}.attn_v.weight", n_kv, shape.n_embd)
         matrix(f"blk.{il}.attn_output.weight", shape.n_embd, n_q)
@@ -125,8 +125,9 @@ def main() -> None:
     which.add_argument("--shape", dest="shape_option", choices=SHAPES, help="the same, as an option")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sharpness", type=float, default=1.0, help="of the attention, where there is no QK norm (1)")
     args = parser.parse_args()
-    write(args.output, SHAPES[args.shape or args.shape_option], args.seed)
+    write(args.output, SHAPES[args.shape or args.shape_option], args.seed, args.sharpness)
 
 
 if __name__ == "__main__":

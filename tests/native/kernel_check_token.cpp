@@ -21,7 +21,8 @@ struct TokenCheck : Check {
         for (const int64_t n : {1, 2, 5, 16, 17, 63, 64, 200}) {
             softmax(n, false);
             softmax(n, true);
-            limits(n);
+            masks(n);
+            for (const float budget : {1e-4f, 0.02f, 1.0f}) limit(n, budget);
         }
     }
 
@@ -83,13 +84,17 @@ struct TokenCheck : Check {
         random.fill(factor, 0.0f, 1.0f);
         random.fill(out, -1.0f, 1.0f);
         Poisoned<float> before = out;
-        kernels.weigh(type, weights.data(), query_step, row_step, n_queries, rows.pointers.data(), n_rows, n_embd,
+        std::vector<int32_t> list;
+        for (int32_t i = 0; i < n_rows; ++i)
+            if (!with_decay || i % 3 != 1) list.push_back(i);
+        kernels.weigh(type, weights.data(), query_step, row_step, n_queries, rows.pointers.data(),
+                      with_decay ? list.data() : nullptr, int64_t(list.size()), n_embd,
                       with_decay ? decay.data() : nullptr, factor.data(), out.data(), out.stride);
         for (int64_t q = 0; q < n_queries; ++q)
             for (int64_t d = 0; d < n_embd; ++d) {
                 double total = double(before.row(q)[d]) * (with_decay ? decay.data()[q] : 1.0f);
                 double absolutes = std::abs(total);
-                for (int64_t i = 0; i < n_rows; ++i) {
+                for (const int32_t i : list) {
                     const double weight = double(weights.data()[q * query_step + i * row_step]) * factor.data()[q];
                     const double term = weight * rows.row(i)[d];
                     total += term;
@@ -131,21 +136,48 @@ struct TokenCheck : Check {
         unpacked.check(where, n_pad_columns);
     }
 
-    // mass_below and mask_from; one weight is the limit itself.
-    void limits(int64_t n) {
+    // The definition, by trying: sums below the five limits, largest first.
+    void limit(int64_t n, float budget) {
+        begin("limit", "n " + std::to_string(n) + " budget " + std::to_string(budget));
+        Poisoned<float> weights(n);
+        for (int64_t i = 0; i < n; ++i) weights.at[size_t(i)] = std::exp(random(-14.0f, 0.0f));
+        float mass = -1.0f;
+        const float got = kernels.limit(weights.data(), n, budget, &mass);
+        for (float expected = budget;; expected /= 4) {
+            double total = 0;
+            for (int64_t i = 0; i < n; ++i) total += weights.at[size_t(i)] < expected ? weights.at[size_t(i)] : 0.0f;
+            if (expected > got) {
+                near("mass above the limit exceeds the budget", 0, 0, true, total * (1 + 1e-5) > budget, 0.0);
+                continue;
+            }
+            near("limit", 0, 0, expected, got, 0.0);
+            const bool is_last = expected == budget / 256;
+            if (is_last) near("mass within the budget", 0, 0, true, total <= budget, 0.0);
+            near("mass", 0, 0, is_last ? budget : total, mass, sum_limit(n, total));
+            return;
+        }
+    }
+
+    // One weight is the limit itself.
+    void masks(int64_t n) {
         Poisoned<float> weights(n);
         random.fill(weights, 0.0f, 1.0f);
         for (const float limit : {0.0f, 0.4f, weights.at[size_t(n / 2)], 2.0f}) {
-            begin("mass_below", "n " + std::to_string(n));
-            double total = 0;
-            for (int64_t i = 0; i < n; ++i) total += weights.at[size_t(i)] < limit ? weights.at[size_t(i)] : 0.0f;
-            near("mass", 0, 0, total, kernels.mass_below(weights.data(), n, limit), sum_limit(n, total));
-
             begin("mask_from", "n " + std::to_string(n));
             const int64_t n_bits = std::min<int64_t>(n, 64);
             const uint64_t mask = kernels.mask_from(weights.data(), n_bits, limit);
             for (int64_t i = 0; i < 64; ++i)
                 near("bit", 0, i, i < n_bits && weights.at[size_t(i)] >= limit, double(mask >> i & 1), 0.0);
+        }
+        begin("list_bits");
+        for (const uint64_t mask :
+             {uint64_t(0), ~uint64_t(0), uint64_t(0x8000000000000001), uint64_t(0x00f3a5c200010000)}) {
+            std::vector<int32_t> list(64 + n_lanes);
+            const int64_t n_set = kernels.list_bits(mask, 192, list.data());
+            int64_t n_found = 0;
+            for (int32_t i = 0; i < 64; ++i)
+                if (mask >> i & 1) near("bit", 0, n_found, 192 + i, list[size_t(n_found)], 0.0), ++n_found;
+            near("bits", 0, 0, double(n_found), double(n_set), 0.0);
         }
         begin("mask_from", "n 0");
         near("mask", 0, 0, 0.0, double(kernels.mask_from(weights.data(), 0, 0.0f)), 0.0);

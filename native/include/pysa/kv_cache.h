@@ -14,7 +14,7 @@ struct SessionParams {
     std::string attention = "auto";  // auto, fused, composed
     int32_t n_slack = 0;             // window rows kept beyond the need: so many tokens can be truncated for free
     int64_t distant_budget_bytes = 256ll << 20;  // room for scores shared between layers; the ubatch shrinks to fit it
-    float v_skip = 0.0f;  // largest share of a head's distant weights whose values need not be read; 0: exact
+    float v_skip = 3e-4f;  // largest share of a head's distant weights whose values need not be read; 0: exact
 };
 
 // Bytes, by part, that a session holds now.

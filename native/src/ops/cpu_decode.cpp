@@ -35,7 +35,7 @@ DecodeAttention::DecodeAttention(const AttnTable & table, const SplitCache & cac
         scratch.queries.resize(n_gqa_ * stride_k_);
         scratch.weights.resize(n_gqa_ * n_chunk);
         scratch.factors.resize(n_gqa_);
-        scratch.rows.resize(n_block_rows * std::max(stride_k_, stride_v_));
+        scratch.rows.resize(n_chunk * std::max(stride_k_, stride_v_));
     }
 }
 
@@ -133,25 +133,22 @@ void DecodeAttention::score_chunk(const AttnLayer & layer, const Rows & keys, co
     const AttnHead * heads = &layer.heads[kv * n_gqa_];
     const auto is_scored = [&](int64_t g) { return !chunk.is_far || scores_far(heads[g]); };
     WeightStore<float> & store = chunk.is_far ? far_ : near_;
-    const char * found[n_block_rows];
-    for (int64_t begin = chunk.rows.begin; begin < chunk.rows.end; begin += n_block_rows) {
-        const int64_t n = std::min(n_block_rows, chunk.rows.end - begin);
-        ggml_type type;
-        keys.find(begin, n, found);
-        const char * const * rows = kernel_rows(keys, n, stride_k_, found, type, scratch);
-        for_each_stretch(n_gqa_, is_scored, [&](int64_t g, int64_t end) {
-            float * scores = store.weights(kv * n_gqa_ + g, 0, chunk.index) + (begin - chunk.rows.begin);
-            kernels_.dots(type, queries + g * query_stride, query_stride, end - g, rows, n, stride_k_,
-                          table_.hp.kq_scale, scores, store.slot_stride());
-        });
-    }
+    const int64_t n = chunk.rows.size();
+    const char * found[n_chunk];
+    ggml_type type;
+    keys.find(chunk.rows.begin, n, found);
+    const char * const * rows = kernel_rows(keys, n, stride_k_, found, type, scratch);
+    for_each_stretch(n_gqa_, is_scored, [&](int64_t g, int64_t end) {
+        kernels_.dots(type, queries + g * query_stride, query_stride, end - g, rows, n, stride_k_, table_.hp.kq_scale,
+                      store.weights(kv * n_gqa_ + g, 0, chunk.index), store.slot_stride());
+    });
     for (int64_t g = 0; g < n_gqa_; ++g) {
         if (!is_scored(g)) continue;
         const int64_t h = kv * n_gqa_ + g, slot = heads[g].slot_out;
         const bool is_left = chunk.is_far && slot >= 0;
         float * part = store.part(h, 0, chunk.index);
-        kernels_.softmax(store.weights(h, 0, chunk.index), chunk.rows.size(),
-                         is_left ? shared_.weights(slot, 0, chunk.index) : nullptr, part, part + 1);
+        kernels_.softmax(store.weights(h, 0, chunk.index), n, is_left ? shared_.weights(slot, 0, chunk.index) : nullptr,
+                         part, part + 1);
         if (is_left) std::copy_n(part, 2, shared_.part(slot, 0, chunk.index));
     }
 }
@@ -220,11 +217,8 @@ void DecodeAttention::keep_rows(const Line & line, const Chunk & chunk, int64_t 
     const float budget = v_skip_ * float(n) / float(n_far);
     keep.dropped = part[1] * scale;
     if (keep.dropped <= budget) return std::fill(keep.words, keep.words + n_words, uint64_t(0));
-    float limit = budget / scale;
-    for (int64_t i = 1; i <= n_chunk; i *= 2, limit *= 0.5f) {  // once limit * n <= budget / scale, it must be enough
-        keep.dropped = kernels_.mass_below(weights, n, limit) * scale;
-        if (keep.dropped <= budget) break;
-    }
+    const float limit = kernels_.limit(weights, n, budget / scale, &keep.dropped);
+    keep.dropped *= scale;
     for (int64_t i = 0; i < n_words; ++i) {
         const int64_t n_bits = std::clamp<int64_t>(n - i * 64, 0, 64);
         keep.words[i] = keep.dropped > 0.0f ? kernels_.mask_from(weights + i * 64, n_bits, limit)
@@ -264,45 +258,33 @@ void DecodeAttention::weigh_chunk(const AttnLayer & layer, const Rows & values, 
         if (n_kept == 0) return;
     }
 
-    // Weights where they are, or copied where some come from a source or rows are left out.
-    const bool is_copied = any_taken || n_kept < n;
-    for (int64_t g = 0; is_copied && g < n_gqa_; ++g) {
-        float * to = &scratch.weights[g * n_chunk];
+    // Weights where they are, or side by side where some come from a source.
+    for (int64_t g = 0; any_taken && g < n_gqa_; ++g) {
         if (!is_weighed(g)) continue;
-        if (chunk.is_far && heads[g].slot_in >= 0) {
+        float * to = &scratch.weights[g * n_chunk];
+        if (heads[g].slot_in >= 0) {
             kernels_.unpack(shared_.weights(heads[g].slot_in, 0, chunk.index), n, to);
         } else {
             std::copy_n(store.weights(h0 + g, 0, chunk.index), n, to);
         }
     }
-    float * weights = is_copied ? scratch.weights.data() : store.weights(h0, 0, chunk.index);
-    const int64_t head_step = is_copied ? n_chunk : store.slot_stride();
+    const float * weights = any_taken ? scratch.weights.data() : store.weights(h0, 0, chunk.index);
+    const int64_t head_step = any_taken ? n_chunk : store.slot_stride();
+    int32_t list[n_chunk + n_lanes];
+    const bool is_listed = n_kept < n - n / 8;  // else a list costs more than it saves
+    int64_t n_rows = is_listed ? 0 : n;
+    for (int64_t i = 0; is_listed && i < n_words; ++i)
+        n_rows += kernels_.list_bits(words[i], int32_t(i * 64), list + n_rows);
+    if (chunk.is_far) tally.sums.n_values_read += n_rows;
 
-    const char * found[n_block_rows];
-    for (int64_t begin = 0; begin < n; begin += n_block_rows) {
-        int64_t n_rows = std::min(n_block_rows, n - begin);
-        if (n_kept < n && words[begin / n_block_rows] == 0) continue;
-        values.find(chunk.rows.begin + begin, n_rows, found);
-        if (n_kept < n) n_rows = gather(words[begin / n_block_rows], found, weights + begin);
-        if (chunk.is_far) tally.sums.n_values_read += n_rows;
-        ggml_type type;
-        const char * const * rows = kernel_rows(values, n_rows, stride_v_, found, type, scratch);
-        for_each_stretch(n_gqa_, is_weighed, [&](int64_t g, int64_t end) {
-            kernels_.weigh(type, weights + g * head_step + begin, head_step, 1, end - g, rows, n_rows, stride_v_,
-                           nullptr, &scratch.factors[g], out + g * stride_v_, stride_v_);
-        });
-    }
-}
-
-// Moves the rows of a block that are kept to its front, with their weights. Returns how many they are.
-int64_t DecodeAttention::gather(uint64_t word, const char ** rows, float * weights) const {
-    int64_t n = 0;
-    for (; word; word &= word - 1, ++n) {
-        const int64_t row = __builtin_ctzll(word);
-        rows[n] = rows[row];
-        for (int64_t g = 0; g < n_gqa_; ++g) weights[g * n_chunk + n] = weights[g * n_chunk + row];
-    }
-    return n;
+    const char * found[n_chunk];
+    ggml_type type;
+    values.find(chunk.rows.begin, n, found);
+    const char * const * rows = kernel_rows(values, n, stride_v_, found, type, scratch);
+    for_each_stretch(n_gqa_, is_weighed, [&](int64_t g, int64_t end) {
+        kernels_.weigh(type, weights + g * head_step, head_step, 1, end - g, rows, is_listed ? list : nullptr, n_rows,
+                       stride_v_, nullptr, &scratch.factors[g], out + g * stride_v_, stride_v_);
+    });
 }
 
 // The splits of a KV head, in order; and what its owners left out.

@@ -37,9 +37,9 @@ class DecodeAttention {
     void reset_skip_report();
 
   private:
-    static constexpr int64_t n_chunk = 256;                     // rows
-    static constexpr int64_t n_words = n_chunk / n_block_rows;  // of a bit per row
-    static constexpr int64_t n_most_splits = 16;                // of a KV head
+    static constexpr int64_t n_chunk = 256;           // rows
+    static constexpr int64_t n_words = n_chunk / 64;  // of a bit per row
+    static constexpr int64_t n_most_splits = 16;      // of a KV head
 
     struct Chunk {
         bool is_far = false;
@@ -64,7 +64,7 @@ class DecodeAttention {
         std::vector<float> queries;  // [stride_k, n_gqa]
         std::vector<float> weights;  // [n_chunk, n_gqa]
         std::vector<float> factors;  // [n_gqa]: from weights to shares of the softmax
-        std::vector<float> rows;     // [stride, n_block_rows]
+        std::vector<float> rows;     // [stride, n_chunk]
     };
 
     struct alignas(64) Tally {
@@ -81,7 +81,6 @@ class DecodeAttention {
     void keep_rows(const Line & line, const Chunk & chunk, int64_t h, Keep & keep);
     void weigh_chunk(const AttnLayer & layer, const Rows & values, const Chunk & chunk, int64_t kv, float * out,
                      Scratch & scratch, Tally & tally);
-    int64_t gather(uint64_t word, const char ** rows, float * weights) const;
     void add_up(const AttnLayer & layer, int64_t kv, ggml_tensor * dst, Tally & tally);
     const char * const * kernel_rows(const Rows & rows, int64_t n, int64_t stride, const char ** found,
                                      ggml_type & type, Scratch & scratch) const;

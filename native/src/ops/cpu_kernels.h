@@ -33,10 +33,11 @@ struct CpuKernels {
                  const char * const * rows, int64_t n_rows, int64_t n_embd, float scale, float * out,
                  int64_t out_stride);
 
-    // out[q] = decay[q] * out[q] + factor[q] * sum over i of weights[q * query_step + i * row_step] * rows[i]; a null decay is 1
+    // out[q] = decay[q] * out[q] + factor[q] * sum over i of weights[q * query_step + i * row_step] * rows[i]; a null decay is 1.
+    // With a list, i goes through its n_rows items instead of 0, 1, ...
     void (*weigh)(ggml_type type, const float * weights, int64_t query_step, int64_t row_step, int64_t n_queries,
-                  const char * const * rows, int64_t n_rows, int64_t n_embd, const float * decay, const float * factor,
-                  float * out, int64_t out_stride);
+                  const char * const * rows, const int32_t * list, int64_t n_rows, int64_t n_embd, const float * decay,
+                  const float * factor, float * out, int64_t out_stride);
 
     // Scores -> weights e^(x - max), in place, and their maximum, which must be finite, and their sum; with `halves`, rounded to
     // f16 and left there too.
@@ -45,11 +46,15 @@ struct CpuKernels {
     // f16 to float. n is a multiple of n_lanes, or there is room up to it.
     void (*unpack)(const uint16_t * halves, int64_t n, float * out);
 
-    // The sum of the weights below a limit.
-    float (*mass_below)(const float * weights, int64_t n, float limit);
+    // The largest of budget, budget / 4, ... budget / 256 below which the weights come to no more than `budget`, and what they come
+    // to. n <= 256, so that the last one always does.
+    float (*limit)(const float * weights, int64_t n, float budget, float * mass_below);
 
     // Bit i: weights[i] >= limit. n <= 64.
     uint64_t (*mask_from)(const float * weights, int64_t n, float limit);
+
+    // The bits that are set, in order, from `first` on; returns how many. There is room for 64 + n_lanes.
+    int64_t (*list_bits)(uint64_t mask, int32_t first, int32_t * out);
 
     // -- prompts: a tile is [n_lanes, n_rows]
 

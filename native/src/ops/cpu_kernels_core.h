@@ -89,12 +89,13 @@ inline void dots(ggml_type type, const float * queries, int64_t query_stride, in
     });
 }
 
-template <class Row, int n_q, int n_b> inline void weigh_blocks(const float * weights, int64_t query_step,
-                                                                int64_t row_step, const char * const * rows,
-                                                                int64_t n_rows, int64_t block, const float * decay,
-                                                                const float * factor, float * out, int64_t out_stride) {
+template <class Row, int n_q, int n_b>
+inline void weigh_blocks(const float * weights, int64_t query_step, int64_t row_step, const char * const * rows,
+                         const int32_t * list, int64_t n_rows, int64_t block, const float * decay, const float * factor,
+                         float * out, int64_t out_stride) {
     Vec acc[n_q][n_b * n_unpacked] = {};
-    for (int64_t r = 0; r < n_rows; ++r) {
+    for (int64_t item = 0; item < n_rows; ++item) {
+        const int64_t r = list ? list[item] : item;
         Vec x[n_b][n_unpacked];
         for (int b = 0; b < n_b; ++b) Row::unpack(rows[r], block + b, x[b]);
         for (int i = 0; i < n_q; ++i) {
@@ -111,20 +112,22 @@ template <class Row, int n_q, int n_b> inline void weigh_blocks(const float * we
 }
 
 template <class Row, int n_q> inline void weigh_of(const float * weights, int64_t query_step, int64_t row_step,
-                                                   const char * const * rows, int64_t n_rows, int64_t n_embd,
-                                                   const float * decay, const float * factor, float * out,
-                                                   int64_t out_stride) {
+                                                   const char * const * rows, const int32_t * list, int64_t n_rows,
+                                                   int64_t n_embd, const float * decay, const float * factor,
+                                                   float * out, int64_t out_stride) {
     constexpr int n_b = lanes >= 16 ? 2 : 1;
     int64_t block = 0;
     for (; block + n_b <= n_embd / n_block; block += n_b)
-        weigh_blocks<Row, n_q, n_b>(weights, query_step, row_step, rows, n_rows, block, decay, factor, out, out_stride);
+        weigh_blocks<Row, n_q, n_b>(weights, query_step, row_step, rows, list, n_rows, block, decay, factor, out,
+                                    out_stride);
     for (; block < n_embd / n_block; ++block)
-        weigh_blocks<Row, n_q, 1>(weights, query_step, row_step, rows, n_rows, block, decay, factor, out, out_stride);
+        weigh_blocks<Row, n_q, 1>(weights, query_step, row_step, rows, list, n_rows, block, decay, factor, out,
+                                  out_stride);
 }
 
 inline void weigh(ggml_type type, const float * weights, int64_t query_step, int64_t row_step, int64_t n_queries,
-                  const char * const * rows, int64_t n_rows, int64_t n_embd, const float * decay, const float * factor,
-                  float * out, int64_t out_stride) {
+                  const char * const * rows, const int32_t * list, int64_t n_rows, int64_t n_embd, const float * decay,
+                  const float * factor, float * out, int64_t out_stride) {
     constexpr int n_most = lanes >= 16 ? 4 : 2;  // as many accumulators as there are registers for
     with_row_type(type, [&](auto row_type) {
         using Row = decltype(row_type);
@@ -134,11 +137,14 @@ inline void weigh(ggml_type type, const float * weights, int64_t query_step, int
             float * to = out + q * out_stride;
             const int64_t left = n_queries - q;
             if (left >= n_most) {
-                weigh_of<Row, n_most>(from, query_step, row_step, rows, n_rows, n_embd, by, factor + q, to, out_stride);
+                weigh_of<Row, n_most>(from, query_step, row_step, rows, list, n_rows, n_embd, by, factor + q, to,
+                                      out_stride);
             } else if (left >= 2) {
-                weigh_of<Row, 2>(from, query_step, row_step, rows, n_rows, n_embd, by, factor + q, to, out_stride);
+                weigh_of<Row, 2>(from, query_step, row_step, rows, list, n_rows, n_embd, by, factor + q, to,
+                                 out_stride);
             } else {
-                weigh_of<Row, 1>(from, query_step, row_step, rows, n_rows, n_embd, by, factor + q, to, out_stride);
+                weigh_of<Row, 1>(from, query_step, row_step, rows, list, n_rows, n_embd, by, factor + q, to,
+                                 out_stride);
             }
             q += left >= n_most ? n_most : left >= 2 ? 2 : 1;
         }
@@ -168,16 +174,23 @@ inline void unpack(const uint16_t * halves, int64_t n, float * out) {
     for (int64_t i = 0; i < n; i += lanes) store(out + i, halves_to_floats(halves + i));
 }
 
-inline float mass_below(const float * weights, int64_t n, float limit) {
-    Vec total = {};
-    int64_t i = 0;
-    for (; i + lanes <= n; i += lanes) {
-        const Vec w = load<Vec>(weights + i);
-        total += w < limit ? w : Vec{};
+inline float limit(const float * weights, int64_t n, float budget, float * mass_below) {
+    constexpr int n_limits = 4;
+    Vec below[n_limits] = {};
+    float most[n_limits];
+    for (int j = 0; j < n_limits; ++j) most[j] = budget / float(1 << 2 * j);
+    for (int64_t i = 0; i < n; i += lanes) {
+        float tail[lanes];
+        for (int k = 0; i + lanes > n && k < lanes; ++k) tail[k] = i + k < n ? weights[i + k] : 0.0f;
+        const Vec w = load<Vec>(i + lanes > n ? tail : weights + i);
+        for (int j = 0; j < n_limits; ++j) below[j] += w < most[j] ? w : Vec{};
     }
-    float rest = 0.0f;
-    for (; i < n; ++i) rest += weights[i] < limit ? weights[i] : 0.0f;
-    return rest + sum(total);
+    for (int j = 0; j < n_limits; ++j) {
+        *mass_below = sum(below[j]);
+        if (*mass_below <= budget) return most[j];
+    }
+    *mass_below = budget;
+    return budget / float(1 << 2 * n_limits);
 }
 
 inline uint64_t mask_from(const float * weights, int64_t n, float limit) {
@@ -196,6 +209,22 @@ inline uint64_t mask_from(const float * weights, int64_t n, float limit) {
 #endif
     for (; i < n; ++i) mask |= uint64_t(weights[i] >= limit) << i;
     return mask;
+}
+
+inline int64_t list_bits(uint64_t mask, int32_t first, int32_t * out) {
+    int64_t n = 0;
+#if defined(__AVX512F__)
+    __m512i index = _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                     _mm512_set1_epi32(first));
+    for (int i = 0; i < 64; i += 16, mask >>= 16) {
+        _mm512_storeu_si512(out + n, _mm512_maskz_compress_epi32(__mmask16(mask), index));
+        n += __builtin_popcount(uint32_t(mask & 0xffff));
+        index = _mm512_add_epi32(index, _mm512_set1_epi32(16));
+    }
+#else
+    for (; mask; mask &= mask - 1) out[n++] = first + int32_t(__builtin_ctzll(mask));
+#endif
+    return n;
 }
 
 // -- prompts -------------------------------------------------------------------------------------------------------------
@@ -278,8 +307,8 @@ inline void merge_tile(float * seen, const float * part, float bias, float * dec
 }
 
 inline CpuKernels make_kernels(const char * name) {
-    return {name,        &to_float,  &dots,        &weigh,     &softmax,      &unpack,
-            &mass_below, &mask_from, &score_tiles, &mask_tile, &softmax_tile, &merge_tile};
+    return {name,       &to_float,  &dots,        &weigh,     &softmax,      &unpack,    &limit,
+            &mask_from, &list_bits, &score_tiles, &mask_tile, &softmax_tile, &merge_tile};
 }
 
 }  // namespace

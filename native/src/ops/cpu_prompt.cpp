@@ -182,7 +182,7 @@ void PromptAttention::attend(const Unit & unit, const View & view, bool is_far, 
             }
             const float bias = is_far ? head.bias : 0.0f;
             kernels_.merge_tile(seen, added, bias, decay, factor);
-            kernels_.weigh(GGML_TYPE_F32, tile, 1, n_lanes, unit.n_queries, rows, n, stride_v_, decay, factor,
+            kernels_.weigh(GGML_TYPE_F32, tile, 1, n_lanes, unit.n_queries, rows, nullptr, n, stride_v_, decay, factor,
                            &part.out[g * n_lanes * stride_v_], stride_v_);
         }
     }

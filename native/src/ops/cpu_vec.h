@@ -41,16 +41,25 @@ template <class V, class T> inline void store(T * p, V v) { std::memcpy(p, &v, s
 inline Vec all(float x) { return x - Vec{}; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
-inline float sum(Vec v) {
-    float total = 0.0f;
-    for (int i = 0; i < lanes; ++i) total += v[i];
-    return total;
+// Lane i of the result is lane i ^ n.
+template <int n, int... i> inline Vec swapped(Vec v, std::integer_sequence<int, i...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(v, v, (i ^ n)...);
+#else
+    return __builtin_shuffle(v, Int{(i ^ n)...});
+#endif
 }
 
-inline float highest(Vec v) {
-    float most = v[0];
-    for (int i = 1; i < lanes; ++i) most = v[i] > most ? v[i] : most;
-    return most;
+template <int n = lanes / 2> inline float sum(Vec v) {
+    v += swapped<n>(v, std::make_integer_sequence<int, lanes>());
+    if constexpr (n > 1) return sum<n / 2>(v);
+    return v[0];
+}
+
+template <int n = lanes / 2> inline float highest(Vec v) {
+    v = max(swapped<n>(v, std::make_integer_sequence<int, lanes>()), v);
+    if constexpr (n > 1) return highest<n / 2>(v);
+    return v[0];
 }
 
 // Lane i of the result: lane i of a plus lane i ^ n of a where bit n of i is clear, the same of b where it is set.
