@@ -46,8 +46,10 @@ SHAPES = {
 
 def q4_0(rng: np.random.Generator, n_rows: int, n_columns: int, gain: float = 1.0) -> np.ndarray:
     """Random q4_0 rows, uint8 (n_rows, n_columns / 32 * 18), of standard deviation gain * n_columns**-0.5."""
-    blocks = rng.integers(0, 256, (n_rows, n_columns // 32, 18), dtype=np.uint8)
-    scale = np.float16(gain / (4.6 * n_columns**0.5))  # nibbles minus 8 have a standard deviation of 4.6
+    # Nibbles 1..15 stand for -7..7: a mean that is not 0 would add up from layer to layer, until all keys look alike.
+    low, high = rng.integers(1, 16, (2, n_rows, n_columns // 32, 18), dtype=np.uint8)
+    blocks = low | high << 4
+    scale = np.float16(gain / (4.32 * n_columns**0.5))  # their standard deviation
     blocks[:, :, :2] = np.frombuffer(scale.tobytes(), np.uint8)
     return blocks.reshape(n_rows, -1)
 

@@ -1,7 +1,7 @@
-"""What leaving out negligible values (v_skip) does: perplexity, the mass dropped, the rows read, and speed at full context.
+"""What leaving out negligible values (v_skip) does: perplexity, mass dropped, rows read, and speed at full context.
 
-Values are left out where single tokens are evaluated, so the text is evaluated token by token over its second half, and the
-speed is that of the last tokens, the bounds taken in turns. Usage:
+Values are left out where single tokens are evaluated, so the second half of the text is evaluated token by token, and
+the speed is that of the last tokens, the bounds taken in turns. Usage:
 
     python bench/value_skip.py M.gguf --text FILE [--text FILE ...] --windows 4
 """

@@ -58,15 +58,16 @@ void DecodeAttention::begin(int64_t t) {
     near_.begin(n_head, 1, n_near, 1, n_chunk);
     far_.begin(n_head, 1, n_far, 1, n_chunk);
     shared_.begin(table_.n_slots, 1, n_far, 1, n_chunk);
-    resize_buffer(keeps_, v_skip_ > 0 ? (table_.n_slots + n_head) * n_far : 0);
+    resize_buffer(lists_, v_skip_ > 0 ? (table_.n_slots + n_head) * n_far : 0);
     resize_buffer(outs_, table_.hp.n_head_kv * n_splits_ * n_gqa_ * stride_v_);
     for (size_t i = 0; i < 2 * table_.layers.size(); ++i) next_unit_[i].store(0, std::memory_order_relaxed);
+    for (int32_t kv = 0; kv < table_.hp.n_head_kv; ++kv) arrived_[kv].store(0, std::memory_order_relaxed);
 }
 
 // Where a head's list of rows stands: with the weights it was made from.
-DecodeAttention::Keep & DecodeAttention::keep(const AttnHead & head, int64_t h, int64_t chunk) {
+ValueList & DecodeAttention::list_of(const AttnHead & head, int64_t h, int64_t chunk) {
     const int64_t slot = head.slot_in >= 0 ? head.slot_in : head.slot_out >= 0 ? head.slot_out : table_.n_slots + h;
-    return keeps_[slot * far_.n_chunks() + chunk];
+    return lists_[slot * far_.n_chunks() + chunk];
 }
 
 // Maximum and sum of a chunk's weights.
@@ -207,24 +208,13 @@ void DecodeAttention::weigh(const AttnLayer & layer, const AttnInputs & inputs, 
     }
 }
 
-// Which rows of a chunk a head cannot do without: all but those below the highest limit at which what is lost stays within the
-// chunk's share of v_skip, by its number of rows. The chunks' shares add up to v_skip.
-void DecodeAttention::keep_rows(const Line & line, const Chunk & chunk, int64_t h, Keep & keep) {
-    const float * weights = far_.weights(h, 0, chunk.index);
+// A chunk's part of v_skip is by its number of rows, so that the parts add up to v_skip.
+ValueList DecodeAttention::choose(const Chunk & chunk, int64_t h) {
     const float * part = far_.part(h, 0, chunk.index);
     const int64_t n = chunk.rows.size(), n_far = t_ - table_.n_recent + 1 - table_.n_sink;
-    const float scale = std::exp(part[0] - line.far_max) / line.far_sum;  // weight -> share of the distant mass
-    const float budget = v_skip_ * float(n) / float(n_far);
-    keep.dropped = part[1] * scale;
-    if (keep.dropped <= budget) return std::fill(keep.words, keep.words + n_words, uint64_t(0));
-    const float limit = kernels_.limit(weights, n, budget / scale, &keep.dropped);
-    keep.dropped *= scale;
-    for (int64_t i = 0; i < n_words; ++i) {
-        const int64_t n_bits = std::clamp<int64_t>(n - i * 64, 0, 64);
-        keep.words[i] = keep.dropped > 0.0f ? kernels_.mask_from(weights + i * 64, n_bits, limit)
-                        : n_bits == 64      ? ~uint64_t(0)
-                                            : (uint64_t(1) << n_bits) - 1;
-    }
+    const float scale = std::exp(part[0] - lines_[h].far_max) / lines_[h].far_sum;
+    return ValueList::choose(kernels_, far_.weights(h, 0, chunk.index), n, part[1], scale,
+                             v_skip_ * float(n) / float(n_far));
 }
 
 void DecodeAttention::weigh_chunk(const AttnLayer & layer, const Rows & values, const Chunk & chunk, int64_t kv,
@@ -235,28 +225,23 @@ void DecodeAttention::weigh_chunk(const AttnLayer & layer, const Rows & values, 
     const int64_t h0 = kv * n_gqa_, n = chunk.rows.size();
     const bool skips = chunk.is_far && v_skip_ > 0;
     const auto is_weighed = [&](int64_t g) { return !chunk.is_far || lines[g].has_far; };
-    uint64_t words[n_words] = {};
+    ValueList joined;
     bool any = false, any_taken = false;
     for (int64_t g = 0; g < n_gqa_; ++g) {
         const AttnHead & head = heads[g];
         // Also where the gate is shut: followers may need the list.
-        if (skips && scores_far(head)) keep_rows(lines[g], chunk, h0 + g, keep(head, h0 + g, chunk.index));
+        if (skips && scores_far(head)) list_of(head, h0 + g, chunk.index) = choose(chunk, h0 + g);
         if (!is_weighed(g)) continue;
         any = true;
         any_taken |= chunk.is_far && head.slot_in >= 0;
         const float max = part(head, h0 + g, chunk.is_far, chunk.index)[0] + (chunk.is_far ? head.bias : 0.0f);
         scratch.factors[g] = std::exp(max - lines[g].max) * lines[g].inverse_sum;
-        if (skips)
-            for (int64_t i = 0; i < n_words; ++i) words[i] |= keep(head, h0 + g, chunk.index).words[i];
+        if (skips) joined.join(list_of(head, h0 + g, chunk.index));
     }
     if (chunk.is_far) tally.sums.n_values += n;
     if (!any) return;
-    int64_t n_kept = n;
-    if (skips) {
-        n_kept = 0;
-        for (const uint64_t word : words) n_kept += __builtin_popcountll(word);
-        if (n_kept == 0) return;
-    }
+    const int64_t n_kept = skips ? joined.count() : n;
+    if (n_kept == 0) return;
 
     // Weights where they are, or side by side where some come from a source.
     for (int64_t g = 0; any_taken && g < n_gqa_; ++g) {
@@ -272,9 +257,7 @@ void DecodeAttention::weigh_chunk(const AttnLayer & layer, const Rows & values, 
     const int64_t head_step = any_taken ? n_chunk : store.slot_stride();
     int32_t list[n_chunk + n_lanes];
     const bool is_listed = n_kept < n - n / 8;  // else a list costs more than it saves
-    int64_t n_rows = is_listed ? 0 : n;
-    for (int64_t i = 0; is_listed && i < n_words; ++i)
-        n_rows += kernels_.list_bits(words[i], int32_t(i * 64), list + n_rows);
+    const int64_t n_rows = is_listed ? joined.write(kernels_, list) : n;
     if (chunk.is_far) tally.sums.n_values_read += n_rows;
 
     const char * found[n_chunk];
@@ -299,7 +282,7 @@ void DecodeAttention::add_up(const AttnLayer & layer, int64_t kv, ggml_tensor * 
             for (int64_t d = 0; d < n_embd; ++d) to[d] += outs[i * n_out + g * stride_v_ + d];
         if (v_skip_ <= 0 || far_.n_chunks() == 0 || !scores_far(layer.heads[h])) continue;
         double dropped = 0;
-        for (int64_t i = 0; i < far_.n_chunks(); ++i) dropped += keep(layer.heads[h], h, i).dropped;
+        for (int64_t i = 0; i < far_.n_chunks(); ++i) dropped += list_of(layer.heads[h], h, i).dropped;
         tally.sums.dropped_mass_max = std::max(tally.sums.dropped_mass_max, dropped);
         tally.sums.dropped_mass_mean += dropped;
         ++tally.n_heads;
@@ -310,7 +293,7 @@ void DecodeAttention::add_up(const AttnLayer & layer, int64_t kv, ggml_tensor * 
 
 int64_t DecodeAttention::size_bytes() const {
     int64_t n =
-        near_.size_bytes() + far_.size_bytes() + shared_.size_bytes() + int64_t(keeps_.capacity() * sizeof(Keep));
+        near_.size_bytes() + far_.size_bytes() + shared_.size_bytes() + int64_t(lists_.capacity() * sizeof(ValueList));
     n += int64_t(outs_.capacity() * sizeof(float));
     for (const Scratch & s : scratch_)
         n += int64_t((s.queries.size() + s.weights.size() + s.rows.size()) * sizeof(float));

@@ -16,6 +16,7 @@
 #include "ops/cpu_kernels.h"
 #include "ops/cpu_rows.h"
 #include "ops/shared_attn.h"
+#include "ops/value_list.h"
 #include "ops/weight_store.h"
 
 namespace pysa {
@@ -37,9 +38,8 @@ class DecodeAttention {
     void reset_skip_report();
 
   private:
-    static constexpr int64_t n_chunk = 256;           // rows
-    static constexpr int64_t n_words = n_chunk / 64;  // of a bit per row
-    static constexpr int64_t n_most_splits = 16;      // of a KV head
+    static constexpr int64_t n_chunk = ValueList::n_most;  // rows
+    static constexpr int64_t n_most_splits = 16;           // of a KV head
 
     struct Chunk {
         bool is_far = false;
@@ -54,12 +54,6 @@ class DecodeAttention {
         bool has_far = false;            // some, and the gate does not shut it out
     };
 
-    // Rows of a chunk worth reading.
-    struct Keep {
-        uint64_t words[n_words] = {};
-        float dropped = 0;  // share of the head's distant mass that is not in them
-    };
-
     struct Scratch {
         std::vector<float> queries;  // [stride_k, n_gqa]
         std::vector<float> weights;  // [n_chunk, n_gqa]
@@ -72,13 +66,13 @@ class DecodeAttention {
         int64_t n_heads = 0;
     };
 
-    Keep & keep(const AttnHead & head, int64_t h, int64_t chunk);
+    ValueList & list_of(const AttnHead & head, int64_t h, int64_t chunk);
     const float * part(const AttnHead & head, int64_t h, bool is_far, int64_t chunk);
     Range split(int64_t i) const;
     void score_chunk(const AttnLayer & layer, const Rows & keys, const Chunk & chunk, int64_t kv, const float * queries,
                      int64_t query_stride, Scratch & scratch);
     void close_softmax(const AttnLayer & layer, int64_t kv);
-    void keep_rows(const Line & line, const Chunk & chunk, int64_t h, Keep & keep);
+    ValueList choose(const Chunk & chunk, int64_t h);
     void weigh_chunk(const AttnLayer & layer, const Rows & values, const Chunk & chunk, int64_t kv, float * out,
                      Scratch & scratch, Tally & tally);
     void add_up(const AttnLayer & layer, int64_t kv, ggml_tensor * dst, Tally & tally);
@@ -96,7 +90,7 @@ class DecodeAttention {
     WeightStore<float> near_;                          // a slot per head
     WeightStore<float> far_;                           // the same, of heads that score the distance
     WeightStore<uint16_t> shared_;                     // the plan's slots
-    std::vector<Keep> keeps_;                          // [chunks of far_, the plan's slots and then one per head]
+    std::vector<ValueList> lists_;                     // [chunks of far_, the plan's slots and then one per head]
     std::vector<Line> lines_;                          // [n_head]
     std::vector<float> outs_;                          // [stride_v, n_gqa, n_splits, n_head_kv]
     std::unique_ptr<std::atomic<int32_t>[]> arrived_;  // splits of a KV head that are done; back at 0 after the last

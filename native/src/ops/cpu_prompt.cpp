@@ -25,6 +25,8 @@ PromptAttention::PromptAttention(const AttnTable & table, const SplitCache & cac
     for (Scratch & scratch : scratch_) {
         scratch.queries.resize(n_gqa_ * n_lanes * table.hp.n_embd_head_k);
         scratch.tiles.resize(n_gqa_ * n_tile);
+        scratch.scored_queries.reserve(n_gqa_);  // nothing is allocated inside a graph: no exception may leave it
+        scratch.scored_tiles.reserve(n_gqa_);
         scratch.rows.resize((n_block_rows + n_pad_columns) * std::max(stride_k_, stride_v_));
         for (Part * part : {&scratch.near, &scratch.far}) {
             part->seen.resize(n_gqa_ * 2 * n_lanes);

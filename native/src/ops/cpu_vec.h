@@ -206,5 +206,16 @@ struct RowQ4 {  // an f16 scale and 16 bytes: elements 0-15 in the low nibbles, 
     static float element(const char *, int64_t) { return 0.0f; }  // rows are whole blocks
 };
 
+// Calls f with the row type of a ggml type. Others never get here: parse_cache_types knows these five.
+template <class F> inline void with_row_type(ggml_type type, F && f) {
+    switch (type) {
+        case GGML_TYPE_F32: return f(RowF32());
+        case GGML_TYPE_F16: return f(RowF16());
+        case GGML_TYPE_BF16: return f(RowBF16());
+        case GGML_TYPE_Q8_0: return f(RowQ8());
+        default: return f(RowQ4());
+    }
+}
+
 }  // namespace
 }  // namespace pysa
