@@ -1,16 +1,10 @@
 #include "ops/cpu_decode.h"
 
 #include <cmath>
-#include <cstring>
 
 namespace pysa {
 
 namespace {
-
-constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
-
-// Followers of "scores" take their source's weights, local heads have no distance.
-bool scores_far(const AttnHead & head) { return head.kind != HeadKind::local && head.slot_in < 0; }
 
 // Calls f(begin, end) for every stretch of heads of a KV head's group for which `is_in` holds.
 template <class Predicate, class F> void for_each_stretch(int64_t n, Predicate && is_in, F && f) {
@@ -61,7 +55,6 @@ void DecodeAttention::begin(int64_t t) {
     resize_buffer(lists_, v_skip_ > 0 ? (table_.n_slots + n_head) * n_far : 0);
     resize_buffer(outs_, table_.hp.n_head_kv * n_splits_ * n_gqa_ * stride_v_);
     for (size_t i = 0; i < 2 * table_.layers.size(); ++i) next_unit_[i].store(0, std::memory_order_relaxed);
-    for (int32_t kv = 0; kv < table_.hp.n_head_kv; ++kv) arrived_[kv].store(0, std::memory_order_relaxed);
 }
 
 // Where a head's list of rows stands: with the weights it was made from.
@@ -117,28 +110,26 @@ void DecodeAttention::score(const AttnLayer & layer, const AttnInputs & inputs, 
     }
 }
 
-// The rows as the kernels take them: in the cache's own type, or as float where a head's size is no multiple of a kernel's block or
-// so many heads share a row that converting it once is cheaper.
-const char * const * DecodeAttention::kernel_rows(const Rows & rows, int64_t n, int64_t stride, const char ** found,
-                                                  ggml_type & type, Scratch & scratch) const {
-    type = rows.type();
-    if (rows.n_embd() == stride && (n_gqa_ <= 8 || type == GGML_TYPE_F32)) return found;
-    kernels_.to_float(type, found, n, rows.n_embd(), scratch.rows.data(), stride);
+// A chunk's rows as the kernels take them: in the cache's own type, or as float where a head's size is no multiple of a kernel's
+// block or so many heads share a row that converting it once is cheaper. Returns the type.
+ggml_type DecodeAttention::find_rows(const Rows & rows, const Chunk & chunk, int64_t stride, const char ** found,
+                                     Scratch & scratch) const {
+    const int64_t n = chunk.rows.size();
+    rows.find(chunk.rows.begin, n, found);
+    if (rows.n_embd() == stride && (n_gqa_ <= 8 || rows.type() == GGML_TYPE_F32)) return rows.type();
+    kernels_.to_float(rows.type(), found, n, rows.n_embd(), scratch.rows.data(), stride);
     for (int64_t i = 0; i < n; ++i) found[i] = reinterpret_cast<const char *>(&scratch.rows[i * stride]);
-    type = GGML_TYPE_F32;
-    return found;
+    return GGML_TYPE_F32;
 }
 
 void DecodeAttention::score_chunk(const AttnLayer & layer, const Rows & keys, const Chunk & chunk, int64_t kv,
                                   const float * queries, int64_t query_stride, Scratch & scratch) {
     const AttnHead * heads = &layer.heads[kv * n_gqa_];
-    const auto is_scored = [&](int64_t g) { return !chunk.is_far || scores_far(heads[g]); };
+    const auto is_scored = [&](int64_t g) { return !chunk.is_far || heads[g].scores_far(); };
     WeightStore<float> & store = chunk.is_far ? far_ : near_;
     const int64_t n = chunk.rows.size();
-    const char * found[n_chunk];
-    ggml_type type;
-    keys.find(chunk.rows.begin, n, found);
-    const char * const * rows = kernel_rows(keys, n, stride_k_, found, type, scratch);
+    const char * rows[n_chunk];
+    const ggml_type type = find_rows(keys, chunk, stride_k_, rows, scratch);
     for_each_stretch(n_gqa_, is_scored, [&](int64_t g, int64_t end) {
         kernels_.dots(type, queries + g * query_stride, query_stride, end - g, rows, n, stride_k_, table_.hp.kq_scale,
                       store.weights(kv * n_gqa_ + g, 0, chunk.index), store.slot_stride());
@@ -156,9 +147,8 @@ void DecodeAttention::score_chunk(const AttnLayer & layer, const Rows & keys, co
 
 // One softmax over both parts of each head, and the gate: by the last split of a KV head.
 void DecodeAttention::close_softmax(const AttnLayer & layer, int64_t kv) {
-    struct Total { float max = minus_infinity, sum = 0.0f; };
     const auto total = [this](const AttnHead & head, int64_t h, bool is_far) {
-        Total all;
+        SoftmaxPart all;
         const int64_t n = is_far ? far_.n_chunks() : near_.n_chunks();
         for (int64_t i = 0; i < n; ++i) all.max = std::max(all.max, part(head, h, is_far, i)[0]);
         for (int64_t i = 0; i < n; ++i) {
@@ -170,19 +160,9 @@ void DecodeAttention::close_softmax(const AttnLayer & layer, int64_t kv) {
     for (int64_t g = 0; g < n_gqa_; ++g) {
         const int64_t h = kv * n_gqa_ + g;
         const AttnHead & head = layer.heads[h];
-        const Total near = total(head, h, false);
-        const Total far = head.kind == HeadKind::local ? Total() : total(head, h, true);
         Line & line = lines_[h];
-        line.far_max = far.max;
-        line.far_sum = far.sum;
-        const float far_max = far.max + head.bias;
-        line.max = std::max(near.max, far_max);
-        const float near_mass = near.sum > 0 ? near.sum * std::exp(near.max - line.max) : 0.0f;
-        float far_mass = far.sum > 0 ? far.sum * std::exp(far_max - line.max) : 0.0f;
-        const float share = near_mass / (near_mass + far_mass);
-        if (table_.skip_gate < 1.0f && share >= table_.skip_gate) far_mass = 0.0f;
-        line.has_far = far_mass > 0.0f;
-        line.inverse_sum = 1.0f / (near_mass + far_mass);
+        line.far = head.kind == HeadKind::local ? SoftmaxPart() : total(head, h, true);
+        line.join = join_parts(total(head, h, false), {line.far.max + head.bias, line.far.sum}, table_.skip_gate);
     }
 }
 
@@ -212,7 +192,7 @@ void DecodeAttention::weigh(const AttnLayer & layer, const AttnInputs & inputs, 
 ValueList DecodeAttention::choose(const Chunk & chunk, int64_t h) {
     const float * part = far_.part(h, 0, chunk.index);
     const int64_t n = chunk.rows.size(), n_far = t_ - table_.n_recent + 1 - table_.n_sink;
-    const float scale = std::exp(part[0] - lines_[h].far_max) / lines_[h].far_sum;
+    const float scale = std::exp(part[0] - lines_[h].far.max) / lines_[h].far.sum;
     return ValueList::choose(kernels_, far_.weights(h, 0, chunk.index), n, part[1], scale,
                              v_skip_ * float(n) / float(n_far));
 }
@@ -224,18 +204,18 @@ void DecodeAttention::weigh_chunk(const AttnLayer & layer, const Rows & values, 
     WeightStore<float> & store = chunk.is_far ? far_ : near_;
     const int64_t h0 = kv * n_gqa_, n = chunk.rows.size();
     const bool skips = chunk.is_far && v_skip_ > 0;
-    const auto is_weighed = [&](int64_t g) { return !chunk.is_far || lines[g].has_far; };
+    const auto is_weighed = [&](int64_t g) { return !chunk.is_far || lines[g].join.has_far; };
     ValueList joined;
     bool any = false, any_taken = false;
     for (int64_t g = 0; g < n_gqa_; ++g) {
         const AttnHead & head = heads[g];
         // Also where the gate is shut: followers may need the list.
-        if (skips && scores_far(head)) list_of(head, h0 + g, chunk.index) = choose(chunk, h0 + g);
+        if (skips && head.scores_far()) list_of(head, h0 + g, chunk.index) = choose(chunk, h0 + g);
         if (!is_weighed(g)) continue;
         any = true;
         any_taken |= chunk.is_far && head.slot_in >= 0;
         const float max = part(head, h0 + g, chunk.is_far, chunk.index)[0] + (chunk.is_far ? head.bias : 0.0f);
-        scratch.factors[g] = std::exp(max - lines[g].max) * lines[g].inverse_sum;
+        scratch.factors[g] = lines[g].join.factor(max);
         if (skips) joined.join(list_of(head, h0 + g, chunk.index));
     }
     if (chunk.is_far) tally.sums.n_values += n;
@@ -260,10 +240,8 @@ void DecodeAttention::weigh_chunk(const AttnLayer & layer, const Rows & values, 
     const int64_t n_rows = is_listed ? joined.write(kernels_, list) : n;
     if (chunk.is_far) tally.sums.n_values_read += n_rows;
 
-    const char * found[n_chunk];
-    ggml_type type;
-    values.find(chunk.rows.begin, n, found);
-    const char * const * rows = kernel_rows(values, n, stride_v_, found, type, scratch);
+    const char * rows[n_chunk];
+    const ggml_type type = find_rows(values, chunk, stride_v_, rows, scratch);
     for_each_stretch(n_gqa_, is_weighed, [&](int64_t g, int64_t end) {
         kernels_.weigh(type, weights + g * head_step, head_step, 1, end - g, rows, is_listed ? list : nullptr, n_rows,
                        stride_v_, nullptr, &scratch.factors[g], out + g * stride_v_, stride_v_);
@@ -280,7 +258,7 @@ void DecodeAttention::add_up(const AttnLayer & layer, int64_t kv, ggml_tensor * 
         std::copy_n(outs + g * stride_v_, n_embd, to);
         for (int64_t i = 1; i < n_splits_; ++i)
             for (int64_t d = 0; d < n_embd; ++d) to[d] += outs[i * n_out + g * stride_v_ + d];
-        if (v_skip_ <= 0 || far_.n_chunks() == 0 || !scores_far(layer.heads[h])) continue;
+        if (v_skip_ <= 0 || far_.n_chunks() == 0 || !layer.heads[h].scores_far()) continue;
         double dropped = 0;
         for (int64_t i = 0; i < far_.n_chunks(); ++i) dropped += list_of(layer.heads[h], h, i).dropped;
         tally.sums.dropped_mass_max = std::max(tally.sums.dropped_mass_max, dropped);

@@ -16,6 +16,7 @@
 #include "ops/cpu_kernels.h"
 #include "ops/cpu_rows.h"
 #include "ops/shared_attn.h"
+#include "ops/softmax_parts.h"
 #include "ops/value_list.h"
 #include "ops/weight_store.h"
 
@@ -47,11 +48,10 @@ class DecodeAttention {
         Range rows;         // positions
     };
 
-    // What the parts of a head's softmax come to.
+    // What the chunks of a head come to.
     struct Line {
-        float max = 0, inverse_sum = 0;  // over both parts
-        float far_max = 0, far_sum = 0;  // over the distance, without the mass bias
-        bool has_far = false;            // some, and the gate does not shut it out
+        SoftmaxPart far;   // without the mass bias
+        SoftmaxJoin join;  // with it
     };
 
     struct Scratch {
@@ -76,8 +76,8 @@ class DecodeAttention {
     void weigh_chunk(const AttnLayer & layer, const Rows & values, const Chunk & chunk, int64_t kv, float * out,
                      Scratch & scratch, Tally & tally);
     void add_up(const AttnLayer & layer, int64_t kv, ggml_tensor * dst, Tally & tally);
-    const char * const * kernel_rows(const Rows & rows, int64_t n, int64_t stride, const char ** found,
-                                     ggml_type & type, Scratch & scratch) const;
+    ggml_type find_rows(const Rows & rows, const Chunk & chunk, int64_t stride, const char ** found,
+                        Scratch & scratch) const;
 
     const AttnTable & table_;
     const SplitCache & cache_;

@@ -6,12 +6,14 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "ggml.h"
 
 namespace pysa {
 
+constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 constexpr int64_t n_pad_embd = 32;
 constexpr int64_t n_pad_columns =
     16;  // columns and rows beyond those asked for that a kernel may touch: room the caller leaves

@@ -1,14 +1,15 @@
 #include "ops/cpu_prompt.h"
 
-#include <cmath>
-#include <cstring>
+#include "ops/softmax_parts.h"
 
 namespace pysa {
 
 namespace {
 
-constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 constexpr int64_t n_tile = n_lanes * (n_block_rows + n_pad_columns);  // floats
+
+// What a tile, [n_lanes, 2], has seen of one query's part.
+SoftmaxPart of_lane(const float * seen, int64_t lane) { return {seen[lane], seen[n_lanes + lane]}; }
 
 }  // namespace
 
@@ -117,7 +118,7 @@ bool PromptAttention::is_gated(const Unit & unit, const Scratch & scratch) {
     for (int64_t g = 0; g < n_gqa_; ++g) {
         const AttnHead & head = unit.layer.heads[unit.kv * n_gqa_ + g];
         if (head.kind == HeadKind::local) continue;
-        if (head.slot_in < 0) return false;
+        if (head.scores_far()) return false;
         float seen[2 * n_lanes], decay[n_lanes], factor[n_lanes];
         std::fill(seen, seen + n_lanes, minus_infinity);
         std::fill(seen + n_lanes, seen + 2 * n_lanes, 0.0f);
@@ -126,11 +127,8 @@ bool PromptAttention::is_gated(const Unit & unit, const Scratch & scratch) {
         for (int64_t begin = 0; begin < n_far; begin += n_block_rows)
             kernels_.merge_tile(seen, shared_.part(head.slot_in, unit.tile, begin / n_block_rows), head.bias, decay,
                                 factor);
-        for (int64_t lane = 0; lane < unit.n_queries; ++lane) {
-            const float near_mass = near[n_lanes + lane];
-            const float far_mass = seen[n_lanes + lane] * std::exp(seen[lane] - near[lane]);
-            if (!(near_mass / (near_mass + far_mass) >= table_.skip_gate)) return false;
-        }
+        for (int64_t lane = 0; lane < unit.n_queries; ++lane)
+            if (join_parts(of_lane(near, lane), of_lane(seen, lane), table_.skip_gate).has_far) return false;
     }
     return true;
 }
@@ -144,7 +142,7 @@ void PromptAttention::attend(const Unit & unit, const View & view, bool is_far, 
     queries.clear();
     tiles.clear();
     for (int64_t g = 0; g < n_gqa_; ++g) {
-        if (is_far && (heads[g].kind == HeadKind::local || heads[g].slot_in >= 0)) continue;
+        if (is_far && !heads[g].scores_far()) continue;
         queries.push_back(&scratch.queries[g * n_lanes * table_.hp.n_embd_head_k]);
         tiles.push_back(&scratch.tiles[g * n_tile]);
     }
@@ -195,21 +193,14 @@ void PromptAttention::merge(const Unit & unit, ggml_tensor * dst, const Scratch 
     const int64_t n_embd = table_.hp.n_embd_head_v;
     for (int64_t g = 0; g < n_gqa_; ++g)
         for (int64_t lane = 0; lane < unit.n_queries; ++lane) {
-            const int64_t at = g * 2 * n_lanes + lane;
-            const float near_max = scratch.near.seen[at], near_sum = scratch.near.seen[at + n_lanes];
-            const float far_max = scratch.far.seen[at], far_sum = scratch.far.seen[at + n_lanes];
-            const float max = std::max(near_max, far_max);
-            const float near_scale = near_sum > 0 ? std::exp(near_max - max) : 0.0f;
-            float far_scale = far_sum > 0 ? std::exp(far_max - max) : 0.0f;
-            const float near_mass = near_sum * near_scale;
-            const float share = near_mass / (near_mass + far_sum * far_scale);
-            if (table_.skip_gate < 1.0f && share >= table_.skip_gate) far_scale = 0.0f;
-            const float total = near_mass + far_sum * far_scale;
+            const SoftmaxPart near_part = of_lane(&scratch.near.seen[g * 2 * n_lanes], lane);
+            const SoftmaxPart far_part = of_lane(&scratch.far.seen[g * 2 * n_lanes], lane);
+            const SoftmaxJoin join = join_parts(near_part, far_part, table_.skip_gate);
             const float * near = &scratch.near.out[(g * n_lanes + lane) * stride_v_];
             const float * far = &scratch.far.out[(g * n_lanes + lane) * stride_v_];
             float * to = static_cast<float *>(dst->data) + (unit.tile * n_lanes + lane) * dst->ne[0] +
                          (unit.kv * n_gqa_ + g) * n_embd;
-            const float a = near_scale / total, b = far_scale / total;
+            const float a = join.factor(near_part.max), b = join.has_far ? join.factor(far_part.max) : 0.0f;
             for (int64_t d = 0; d < n_embd; ++d) to[d] = near[d] * a + far[d] * b;
         }
 }

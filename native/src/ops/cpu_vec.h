@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <utility>
 
 #if defined(__F16C__)
@@ -23,7 +22,6 @@ constexpr int lanes = PYSA_LANES;  // floats in a vector: what the including fil
 constexpr int n_block = 32;        // elements of a row unpacked at a time: a block of the quantised types
 constexpr int n_unpacked = n_block / lanes;
 constexpr int n_ahead = 8192;  // bytes that dots asks for before it needs them, as its sums leave the memory idle
-constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 typedef float Vec __attribute__((vector_size(lanes * 4)));
 typedef int32_t Int __attribute__((vector_size(lanes * 4)));

@@ -27,6 +27,9 @@ struct AttnHead {
     float bias = 0.0f;
     int32_t slot_in = -1;   // where a follower of "scores" finds its source's distant weights
     int32_t slot_out = -1;  // where an owner with followers leaves them
+
+    // Followers of "scores" take their source's weights, local heads have no distance.
+    bool scores_far() const { return kind != HeadKind::local && slot_in < 0; }
 };
 
 // What one layer's attention does, derived once from plan and hyper-parameters.
