@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from pathlib import Path
 
 from report import THEIRS, Decode, Prompt, Results, decode_lines, memory_lines, plot, prompt_lines
 from save_plan import plan_of, saving
-from sides import LlamaBenchSide, OracleSide, PysaSide, Setup, Side
+from sides import LlamaBenchSide, OracleSide, PysaSide, Setup, Side, llama_bench_command, stdout_of
 
 import pysa
 from pysa import Plan
@@ -112,18 +111,14 @@ class Run:
     def peak(self, type_: str, name: str) -> int:
         """Highest resident bytes of a process that evaluates one prompt."""
         if name in THEIRS and self.opponent == "llama-bench":
-            command = [self.program, "-m", self.args.model, "-t", str(self.model.n_threads), "-ctk", type_, "-ctv"]
-            command += [type_, "-fa", str(THEIRS.index(name)), "-p", str(self.args.memory), "-n", "0", "-r", "1"]
-            command += ["--no-warmup"]
+            setup = Setup(self.args.model, self.model.n_threads, type_, 0, fill=False)
+            options = ["-p", self.args.memory, "-n", 0, "-r", 1, "--no-warmup"]
+            command = llama_bench_command(self.program, THEIRS.index(name), setup, *options)
         else:
             command = [sys.executable, __file__, *sys.argv[1:], "--child", f"{type_},{name}"]
             command += ["--threads", str(self.model.n_threads)]
         measure = [sys.executable, "-S", str(Path(__file__).with_name("peak_memory.py"))]
-        done = subprocess.run([*measure, *command], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise SystemExit(f"--memory: {type_}, {name}: status {done.returncode}: {reason}")
-        return int(done.stdout)
+        return int(stdout_of([*measure, *command], f"--memory: {type_}, {name}"))
 
     def all(self) -> list[str]:
         """Everything asked for; lines of markdown."""

@@ -13,16 +13,9 @@ import math
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from held_out import log_softmax, text_windows
 
 import pysa
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(n, n_vocab) -> (n, n_vocab), in float64."""
-    x = logits.astype(np.float64)
-    x -= x.max(axis=1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
 
 
 def main() -> None:
@@ -35,16 +28,12 @@ def main() -> None:
     args = parser.parse_args()
 
     with pysa.Model(args.model) as model:
-        text = "\n".join(path.read_text(encoding="utf-8") for path in args.text)
-        tokens = np.array(model.tokenize(text, add_special=False, parse_special=False))
-        n_ctx = model.n_ctx_train
-        n_windows = min(args.windows, len(tokens) // n_ctx)
-        if n_windows == 0:
-            raise SystemExit(f"--text: expected at least {n_ctx} tokens, got {len(tokens)}")
+        windows = text_windows(model, args.text, args.windows)
+        n_windows, n_ctx = windows.shape
         first = n_ctx // 2
         nll: dict[str, list[float]] = {"dense": [], "plan": []}
         kl, same = [], []
-        for window in tokens[: n_windows * n_ctx].reshape(n_windows, n_ctx):
+        for window in windows:
             rows = {}
             for which, plan in (("dense", "dense"), ("plan", args.plan)):
                 session = model.session(plan=plan)

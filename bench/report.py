@@ -170,7 +170,7 @@ def plot(results: Results, path: Path) -> None:
                         label={"pysa": "dense", "plan": "plan"}[side],
                     )
         speed.set(title=f"{type_} cache", ylabel="tokens/s", ylim=(0, None))
-        size.set(xlabel="tokens held", ylabel="cache, MiB", ylim=(0, None))
+        size.set(xlabel="tokens held", ylabel="cache read per token, MiB", ylim=(0, None))
         speed.legend()
         size.legend()
     figure.tight_layout()

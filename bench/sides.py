@@ -131,12 +131,26 @@ class OracleSide(InProcess):
         self._session.fill(depth, seed=depth)
 
 
+def llama_bench_command(program: str, flash: int, setup: Setup, *options: object) -> list[str]:
+    """llama-bench on the same file, threads and types."""
+    command = [program, "-m", setup.path, "-t", setup.n_threads, "-ctk", setup.type, "-ctv", setup.type, "-fa", flash]
+    return [str(part) for part in [*command, *options]]
+
+
+def stdout_of(command: list[str], where: str) -> str:
+    """What a command prints; SystemExit with its last message if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SystemExit(f"{where}: status {done.returncode}: {reason}")
+    return done.stdout
+
+
 class LlamaBenchSide:
     """llama-bench: a process per measurement, whose depth is a prompt evaluated. It repeats with the cache it has."""
 
     def __init__(self, program: str, flash: int, setup: Setup, n_repeats: int) -> None:
-        self._command = [program, "-m", setup.path, "-t", str(setup.n_threads), "-ctk", setup.type, "-ctv", setup.type]
-        self._command += ["-fa", str(flash), "-o", "json"]
+        self._program, self._flash, self._setup = program, flash, setup
         self._n_repeats, self._depth = n_repeats, 0
 
     def reach(self, depth: int) -> None:
@@ -155,12 +169,8 @@ class LlamaBenchSide:
 
     def _run(self, *options: object) -> list[float]:
         """Nanoseconds of each repetition."""
-        command = [*self._command, *map(str, options)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise SystemExit(f"{self._command[0]}: status {done.returncode}: {reason}")
-        return [float(ns) for ns in json.loads(done.stdout)[0]["samples_ns"]]
+        command = llama_bench_command(self._program, self._flash, self._setup, "-o", "json", *options)
+        return [float(ns) for ns in json.loads(stdout_of(command, self._program))[0]["samples_ns"]]
 
     def close(self) -> None:
         """Nothing is held."""

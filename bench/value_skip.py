@@ -15,17 +15,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+from held_out import log_softmax, text_windows
 from numpy.typing import NDArray
 
 import pysa
 
 N_TIMED = 64  # tokens at the end of the context
-
-
-def negative_log_likelihood(logits: NDArray[np.float32], token: int) -> float:
-    """Of a token, from the logits (n_vocab,) before it; nats."""
-    x = logits.astype(np.float64)
-    return float(np.log(np.exp(x - x.max()).sum()) + x.max() - x[token])
 
 
 def score(session: pysa.Session, window: NDArray[np.int64]) -> tuple[list[float], list[float]]:
@@ -37,7 +32,7 @@ def score(session: pysa.Session, window: NDArray[np.int64]) -> tuple[list[float]
         start = time.perf_counter()
         logits = session.eval(window[at : at + 1])
         seconds.append(time.perf_counter() - start)
-        losses.append(negative_log_likelihood(logits[0], int(window[at + 1])))
+        losses.append(-float(log_softmax(logits)[0, window[at + 1]]))
     return losses, seconds[-N_TIMED:]
 
 
@@ -57,13 +52,9 @@ def main() -> None:
     seconds: dict[float, list[float]] = {bound: [] for bound in bounds}
     reports: dict[float, list[dict[str, float]]] = {bound: [] for bound in bounds}
     with pysa.Model(args.model, n_threads=args.threads) as model:
-        text = "\n".join(path.read_text(encoding="utf-8") for path in args.text)
-        tokens = np.array(model.tokenize(text, add_special=False, parse_special=False))
-        n_ctx = model.n_ctx_train
-        n_windows = min(args.windows, len(tokens) // n_ctx)
-        if n_windows == 0:
-            raise SystemExit(f"--text: expected at least {n_ctx} tokens, got {len(tokens)}")
-        for window in tokens[: n_windows * n_ctx].reshape(n_windows, n_ctx):
+        windows = text_windows(model, args.text, args.windows)
+        n_windows, n_ctx = windows.shape
+        for window in windows:
             for bound in bounds:
                 with model.session(plan=args.plan, v_skip=bound) as session:
                     loss, time_s = score(session, window)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pysa import _native
 from pysa.cli.bench_table import bench_lines
 from pysa.cli.console import Console
+from pysa.cli.options import open_session
 from pysa.cli.render import CACHE_PARTS
 from pysa.model import Model
 from pysa.plan import Plan
@@ -110,19 +111,6 @@ def decode(session: Session, tokens: npt.NDArray[np.int64], advance: Advance) ->
         times_ms.append((time.perf_counter() - start) * 1e3)
         advance(1)
     return times_ms
-
-
-def open_session(model: Model, options: argparse.Namespace, n_ctx: int) -> Session:
-    """A session as the options want it."""
-    return model.session(
-        n_ctx,
-        options.type_k,
-        options.type_v,
-        options.ubatch,
-        options.attention,
-        options.plan,
-        v_skip=options.v_skip,
-    )
 
 
 def measure(model: Model, options: argparse.Namespace, depth: int, advance: Advance) -> Row:

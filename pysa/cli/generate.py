@@ -13,6 +13,7 @@ from pathlib import Path
 from pysa.chat_template import chat_tokens
 from pysa.cli.console import Console
 from pysa.cli.errors import UsageError
+from pysa.cli.options import open_session
 from pysa.cli.render import CACHE_PARTS, footer_lines
 from pysa.errors import ContextFullError
 from pysa.model import Model
@@ -135,15 +136,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     outcome = Outcome()
     with Model(options.model, n_threads=options.threads) as model:
         tokens = prompt_tokens(model, text, options.chat)
-        with model.session(
-            options.ctx_size,
-            options.type_k,
-            options.type_v,
-            options.ubatch,
-            options.attention,
-            options.plan,
-            v_skip=options.v_skip,
-        ) as session:
+        with open_session(model, options, options.ctx_size) as session:
             try:
                 for piece in stream(session, tokens, options, outcome):
                     outcome.text += piece

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pysa
 from pysa._arguments import ATTENTIONS, CACHE_TYPES
 from pysa.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from pysa.model import Model
+    from pysa.session import Session
 
 
 class Parser(argparse.ArgumentParser):
@@ -142,6 +146,19 @@ def _engine_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "-t", "--threads", type=_integer(0, 512), default=0, metavar="N", help="0: the physical cores (0)"
+    )
+
+
+def open_session(model: Model, options: argparse.Namespace, n_ctx: int) -> Session:
+    """A session as the options of _engine_options want it; n_ctx as for Model.session."""
+    return model.session(
+        n_ctx,
+        options.type_k,
+        options.type_v,
+        options.ubatch,
+        options.attention,
+        options.plan,
+        v_skip=options.v_skip,
     )
 
 

@@ -295,6 +295,11 @@ CASES: tuple[Case, ...] = (
 )
 
 
+def by_name(name: str) -> Case:
+    """The case of this name."""
+    return next(case for case in CASES if case.name == name)
+
+
 def cases(*, types: Sequence[str] | None = None, kinds: Sequence[str] | None = None) -> list[Case]:
     """The cases of these K cache types and plan kinds; None: all."""
     return [c for c in CASES if (types is None or c.type_k in types) and (kinds is None or c.kind in kinds)]

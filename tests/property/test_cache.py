@@ -41,11 +41,6 @@ SETUPS = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
 @pytest.fixture(params=ATTENTIONS)
 def attention(request: pytest.FixtureRequest) -> str:
     return str(request.param)

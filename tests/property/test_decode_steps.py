@@ -41,11 +41,6 @@ def setup(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
 @lru_cache(maxsize=4)
 def open_model(path: Path) -> pysa.Model:
     return pysa.Model(path, n_threads=1)

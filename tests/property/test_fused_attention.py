@@ -10,19 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.plans import CASES, MQA, TOLERANCES, Case, build_plan, relative_error
+from helpers.plans import CASES, MQA, TOLERANCES, Case, build_plan, by_name, relative_error
 from numpy.typing import NDArray
 
 import pysa
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
-def by_name(name: str) -> Case:
-    return next(case for case in CASES if case.name == name)
 
 
 def run(case: Case, folder: Path, *, n_threads: int = 1, n_ubatch: int = 1, **options: Any) -> NDArray[np.float32]:

@@ -25,6 +25,7 @@ from helpers.plans import (
     Case,
     Dims,
     build_plan,
+    by_name,
     cases,
     choose_gate,
     random_plans,
@@ -39,11 +40,6 @@ import pysa
 
 ATTENTIONS = ("composed", "fused")
 CHUNKS = (1, 7, 64, 512)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
 
 
 # One thread: where the cores are busy, two wait for each other at every node of these tiny graphs.
@@ -76,10 +72,6 @@ def run(
 def run_case(case: Case, folder: Path, attention: str, **options: Any) -> NDArray[np.float32]:
     types = {"type_k": case.type_k, "type_v": case.type_v}
     return run(case.path(folder), case.tokens(), case.plan(folder), attention, **types, **options)
-
-
-def by_name(name: str) -> Case:
-    return next(case for case in CASES if case.name == name)
 
 
 # -- the reference itself --------------------------------------------------------------------------------------------
