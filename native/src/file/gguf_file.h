@@ -59,6 +59,8 @@ class MappedFile {
     MappedFile & operator=(const MappedFile &) = delete;
     const uint8_t * data() const { return data_; }
     uint64_t size() const { return size_; }
+    // Gives the memory of the whole pages inside a range back; they are read from the file again when next touched.
+    void release(const uint8_t * data, uint64_t size_bytes) const;
 
   private:
     const uint8_t * data_ = nullptr;
@@ -81,6 +83,7 @@ class GgufFile {
     const GgufValue * find(const std::string & key) const;           // null if absent
     const GgufTensor * find_tensor(const std::string & name) const;  // null if absent
     const uint8_t * tensor_data(const GgufTensor & tensor) const { return map_->data() + data_offset_ + tensor.offset; }
+    void release(const GgufTensor & tensor) const { map_->release(tensor_data(tensor), tensor.size_bytes); }
 
   private:
     GgufFile() = default;

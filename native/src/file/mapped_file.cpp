@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 
 #include "file/gguf_file.h"
@@ -41,6 +42,13 @@ MappedFile::MappedFile(const std::string & path) {
     if (data == MAP_FAILED) refuse(path, std::string("cannot be mapped: ") + std::strerror(error));
     data_ = static_cast<const uint8_t *>(data);
     size_ = static_cast<uint64_t>(info.st_size);
+}
+
+void MappedFile::release(const uint8_t * data, uint64_t size_bytes) const {
+    const uintptr_t n_page = uintptr_t(sysconf(_SC_PAGESIZE));
+    const uintptr_t begin = (uintptr_t(data) + n_page - 1) / n_page * n_page;
+    const uintptr_t end = (uintptr_t(data) + size_bytes) / n_page * n_page;
+    if (begin < end) madvise(reinterpret_cast<void *>(begin), end - begin, MADV_DONTNEED);
 }
 
 MappedFile::~MappedFile() {

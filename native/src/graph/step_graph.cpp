@@ -76,12 +76,12 @@ void StepGraphBuilder::write_rows(ggml_context * ctx, ggml_cgraph * gf, int32_t 
 }
 
 ggml_tensor * StepGraphBuilder::attention_block(ggml_context * ctx, ggml_cgraph * gf, int32_t il, ggml_tensor * x,
-                                                bool is_needed) {
+                                                const LayerOut & wanted) {
     const LayerWeights & w = weights_.layers[il];
     const LayerLayout & layout = cache_.layout().layers[il];
     const int64_t n_tokens = step_.n_tokens;
     ggml_tensor *q = nullptr, *k = nullptr;
-    if (layout.needs_q && is_needed) {
+    if (layout.needs_q && wanted.any) {
         q = ggml_reshape_3d(ctx, linear(ctx, w.wq, w.bq, x), hp_.n_embd_head_k, hp_.n_head, n_tokens);
         q = rope(ctx, w.q_norm ? norm(ctx, q, w.q_norm) : q);
         ggml_build_forward_expand(gf, q);
@@ -99,7 +99,7 @@ ggml_tensor * StepGraphBuilder::attention_block(ggml_context * ctx, ggml_cgraph 
     if (k) write_rows(ctx, gf, il, true, true, k);
     write_rows(ctx, gf, il, false, true, v);
     ggml_tensor * out = nullptr;
-    if (is_needed) {
+    if (wanted.any) {
         AttnInputs in{q, k, v};
         if (cache_.layout().n_recent > 0) {
             in.k_cur = ggml_cast(ctx, k, cache_.types().k);
@@ -110,6 +110,7 @@ ggml_tensor * StepGraphBuilder::attention_block(ggml_context * ctx, ggml_cgraph 
     }
     if (k) write_rows(ctx, gf, il, true, false, k);
     write_rows(ctx, gf, il, false, false, v);
+    if (out && wanted.ids) out = ggml_get_rows(ctx, out, wanted.ids);
     return out ? linear(ctx, w.wo, w.bo, out) : nullptr;
 }
 
@@ -157,12 +158,10 @@ StepGraph StepGraphBuilder::build(ggml_context * ctx, const AttnStep & step, int
     for (int32_t il = 0; il < hp_.n_layer; ++il) {
         const LayerWeights & w = weights_.layers[il];
         const bool is_last = il == hp_.n_layer - 1;
-        ggml_tensor * cur = attention_block(ctx, graph.gf, il, norm(ctx, x, w.attn_norm), !is_last || n_out > 0);
+        const LayerOut wanted = is_last ? LayerOut{n_out > 0, out_ids_} : LayerOut{};
+        ggml_tensor * cur = attention_block(ctx, graph.gf, il, norm(ctx, x, w.attn_norm), wanted);
         if (!cur) return graph;
-        if (is_last && out_ids_) {
-            cur = ggml_get_rows(ctx, cur, out_ids_);
-            x = ggml_get_rows(ctx, x, out_ids_);
-        }
+        if (wanted.ids) x = ggml_get_rows(ctx, x, wanted.ids);
         x = ggml_add(ctx, cur, x);
         x = ggml_add(ctx, ffn_block(ctx, w, norm(ctx, x, w.ffn_norm)), x);
     }

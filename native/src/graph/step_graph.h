@@ -28,6 +28,12 @@ struct StepShape {
     }
 };
 
+// What of a layer's output the layers after it, or the logits, ask for.
+struct LayerOut {
+    bool any = true;              // false: its keys and values only
+    ggml_tensor * ids = nullptr;  // i32: these tokens; null: all
+};
+
 // Upper bound of a step's nodes, and of its leafs, for sizing contexts and the scheduler.
 size_t step_graph_nodes(const HParams & hp);
 
@@ -54,7 +60,8 @@ class StepGraphBuilder {
     ggml_tensor * norm(ggml_context * ctx, ggml_tensor * x, ggml_tensor * weight) const;
     ggml_tensor * linear(ggml_context * ctx, ggml_tensor * w, ggml_tensor * b, ggml_tensor * x) const;
     ggml_tensor * rope(ggml_context * ctx, ggml_tensor * x) const;
-    ggml_tensor * attention_block(ggml_context * ctx, ggml_cgraph * gf, int32_t il, ggml_tensor * x, bool is_needed);
+    ggml_tensor * attention_block(ggml_context * ctx, ggml_cgraph * gf, int32_t il, ggml_tensor * x,
+                                  const LayerOut & wanted);
     ggml_tensor * ffn_block(ggml_context * ctx, const LayerWeights & w, ggml_tensor * x) const;
     void write_rows(ggml_context * ctx, ggml_cgraph * gf, int32_t il, bool is_key, bool to_full,
                     ggml_tensor * cur) const;

@@ -136,6 +136,7 @@ void Weights::load(const std::vector<TensorSpec> & specs, WeightOptions options)
                                   ggml_backend_buft_name(type));
             for (const Entry & entry : entries) {
                 ggml_backend_tensor_set(*entry.place, file_->tensor_data(*entry.from), 0, entry.from->size_bytes);
+                file_->release(*entry.from);
                 copied_bytes_ += int64_t(entry.from->size_bytes);
             }
         }
