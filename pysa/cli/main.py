@@ -37,6 +37,10 @@ def _run(arguments: list[str]) -> int:
         from pysa.cli import bench  # noqa: PLC0415
 
         return bench.run(options, console)
+    if options.command in ("perplexity", "compare", "recall", "needle"):
+        from pysa.cli import measure  # noqa: PLC0415
+
+        return measure.run(options, console)
     from pysa.cli import inspect  # noqa: PLC0415
 
     return inspect.run(options, console)

@@ -25,6 +25,8 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The parser of the whole command line."""
+    from pysa.cli import measure_options  # noqa: PLC0415  it declares its options with the functions below
+
     parser = Parser(
         prog="pysa", description="Runs GGUF models with shared attention and a split KV cache.", allow_abbrev=False
     )
@@ -54,6 +56,7 @@ def build_parser() -> Parser:
             allow_abbrev=False,
         )
     )
+    measure_options.add_commands(commands)
     return parser
 
 
@@ -62,7 +65,7 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("-p", "--prompt", metavar="TEXT", help="the text to continue")
     prompt.add_argument("-f", "--file", metavar="FILE", help="a UTF-8 file with the text, taken as it is; - is stdin")
     parser.add_argument(
-        "-n", "--max-tokens", type=_integer(1), default=64, metavar="N", help="most tokens to generate (64)"
+        "-n", "--max-tokens", type=integer(1), default=64, metavar="N", help="most tokens to generate (64)"
     )
     parser.add_argument(
         "--chat", action="store_true", help="the text is a user's turn: apply the model's chat template"
@@ -70,45 +73,48 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
 
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument(
-        "--temp", type=_number(0.0), default=0.0, metavar="T", help="temperature; 0 takes the likeliest token (0)"
+        "--temp", type=number(0.0), default=0.0, metavar="T", help="temperature; 0 takes the likeliest token (0)"
     )
     sampling.add_argument(
-        "--top-k", type=_integer(0), default=0, metavar="K", help="keep the K likeliest tokens; 0 keeps all (0)"
+        "--top-k", type=integer(0), default=0, metavar="K", help="keep the K likeliest tokens; 0 keeps all (0)"
     )
     sampling.add_argument(
         "--top-p", type=_share, default=1.0, metavar="P", help="keep the likeliest tokens of this share (1.0)"
     )
     sampling.add_argument(
         "--min-p",
-        type=_number(0.0, 1.0),
+        type=number(0.0, 1.0),
         default=0.0,
         metavar="P",
         help="keep tokens of this share of the likeliest's (0.0)",
     )
     sampling.add_argument(
-        "--seed", type=_integer(0, 2**32 - 2), default=0, metavar="N", help="of the random numbers (0)"
+        "--seed", type=integer(0, 2**32 - 2), default=0, metavar="N", help="of the random numbers (0)"
     )
 
     cache = parser.add_argument_group("cache and engine")
     cache.add_argument(
-        "-c", "--ctx-size", type=_integer(0), default=0, metavar="N", help="most tokens held; 0: the model's own (0)"
+        "-c", "--ctx-size", type=integer(0), default=0, metavar="N", help="most tokens held; 0: the model's own (0)"
     )
-    _engine_options(cache)
-    _common_options(parser)
+    engine_options(cache)
+    _plan_option(cache)
+    common_options(parser)
 
 
 def _inspect_options(parser: argparse.ArgumentParser) -> None:
-    _cache_options(parser.add_argument_group("cache"))
-    _common_options(parser)
+    cache = parser.add_argument_group("cache")
+    _cache_options(cache)
+    _plan_option(cache)
+    common_options(parser)
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-d", "--depth", type=_integers, default=[4096], metavar="N,...", help="tokens held; 0 is added (4096)"
     )
-    parser.add_argument("-n", "--tokens", type=_integer(1), default=16, metavar="N", help="tokens decoded at each (16)")
+    parser.add_argument("-n", "--tokens", type=integer(1), default=16, metavar="N", help="tokens decoded at each (16)")
     parser.add_argument(
-        "-p", "--prompt-tokens", type=_integer(0), default=0, metavar="N", help="prompt tokens evaluated at each (0)"
+        "-p", "--prompt-tokens", type=integer(0), default=0, metavar="N", help="prompt tokens evaluated at each (0)"
     )
     depth_by = parser.add_mutually_exclusive_group()
     depth_by.add_argument(
@@ -122,35 +128,41 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
     depth_by.add_argument(
         "--prompt", dest="depth_by", action="store_const", const="prompt", help="reach a depth by evaluating a prompt"
     )
-    _engine_options(parser.add_argument_group("cache and engine"))
-    _common_options(parser)
+    cache = parser.add_argument_group("cache and engine")
+    engine_options(cache)
+    _plan_option(cache)
+    common_options(parser)
 
 
 def _cache_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--type-k", choices=CACHE_TYPES, default="f16", help="how keys are kept (f16)")
     group.add_argument("--type-v", choices=CACHE_TYPES, default="f16", help="how values are kept (f16)")
     group.add_argument(
-        "--ubatch", type=_integer(1, 65536), default=512, metavar="N", help="prompt tokens evaluated at once (512)"
+        "--ubatch", type=integer(1, 65536), default=512, metavar="N", help="prompt tokens evaluated at once (512)"
     )
+
+
+def _plan_option(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--plan", metavar="FILE|dense", help="a plan.json, or dense, instead of the file's own plan")
 
 
-def _engine_options(group: argparse._ArgumentGroup) -> None:
+def engine_options(group: argparse._ArgumentGroup) -> None:
+    """How sessions are made, the plan apart."""
     _cache_options(group)
     group.add_argument("--attention", choices=ATTENTIONS, default="auto", help="which implementation (auto)")
     group.add_argument(
         "--v-skip",
-        type=_number(0.0, 1.0),
+        type=number(0.0, 1.0),
         metavar="X",
         help="largest share of a head's distant weights whose values need not be read; 0: exact (the engine's choice)",
     )
     group.add_argument(
-        "-t", "--threads", type=_integer(0, 512), default=0, metavar="N", help="0: the physical cores (0)"
+        "-t", "--threads", type=integer(0, 512), default=0, metavar="N", help="0: the physical cores (0)"
     )
 
 
 def open_session(model: Model, options: argparse.Namespace, n_ctx: int) -> Session:
-    """A session as the options of _engine_options want it; n_ctx as for Model.session."""
+    """A session as the options of engine_options and _plan_option want it; n_ctx as for Model.session."""
     return model.session(
         n_ctx,
         options.type_k,
@@ -162,13 +174,16 @@ def open_session(model: Model, options: argparse.Namespace, n_ctx: int) -> Sessi
     )
 
 
-def _common_options(parser: argparse.ArgumentParser) -> None:
+def common_options(parser: argparse.ArgumentParser) -> None:
+    """The model, and how much is said."""
     parser.add_argument("model", metavar="MODEL.gguf", help="the model file")
     parser.add_argument("--json", action="store_true", help="print one JSON object to stdout, nothing else")
     parser.add_argument("--verbose", action="store_true", help="say more on stderr; show tracebacks")
 
 
-def _integer(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
+def integer(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
+    """A type of option: an integer in a range."""
+
     def parse(text: str) -> int:
         try:
             value = int(text)
@@ -183,12 +198,14 @@ def _integer(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
 
 def _integers(text: str) -> list[int]:
     try:
-        return [_integer(0)(part) for part in text.split(",")]
+        return [integer(0)(part) for part in text.split(",")]
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"expected integers of 0 or more, as 0,4096, got {text!r}") from None
 
 
-def _number(low: float, high: float = 1e6) -> Callable[[str], float]:
+def number(low: float, high: float = 1e6) -> Callable[[str], float]:
+    """A type of option: a number in a range."""
+
     def parse(text: str) -> float:
         try:
             value = float(text)
@@ -202,7 +219,7 @@ def _number(low: float, high: float = 1e6) -> Callable[[str], float]:
 
 
 def _share(text: str) -> float:
-    value = _number(0.0, 1.0)(text)
+    value = number(0.0, 1.0)(text)
     if value == 0.0:
         raise argparse.ArgumentTypeError(f"expected a number above 0, at most 1, got {text!r}")
     return value

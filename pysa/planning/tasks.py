@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pysa._arguments import check_float, check_int, check_text
+from pysa._arguments import check_float, check_int
 from pysa.errors import ArgumentError
 from pysa.model import Model
+from pysa.planning.templates import FACT, QUESTION, check_template
 from pysa.planning.texts import Ids, leading_tokens
 
-FACT = "# note: {key} is {value}.\n"
-QUESTION = "# recall: {key} is {value}.\n"
 WORD = re.compile(rb" [a-z]{3,10}")
 MIN_WORDS = 200  # fewer single tokens that are words, and words are spelled from syllables
 FILLER_SHARE = 3  # one word in so many is for generated filler, the rest for keys and values
@@ -81,8 +80,8 @@ class Tasks:
     def __init__(self, model: Model, filler: Ids | None = None, fact: str = FACT, question: str = QUESTION) -> None:
         self._model = model
         self._filler = filler
-        self._fact = _check_template("fact", fact)
-        self._question = _check_template("question", question)
+        self._fact = check_template("fact", fact)
+        self._question = check_template("question", question)
         self._lead = leading_tokens(model)
         self._anchor = self._tokens("x\n")
         self._newline = self._anchor[len(self._tokens("x")) :]
@@ -237,12 +236,3 @@ def _syllables() -> Iterator[str]:
     """Words that no language has, such as `bakeda`, of several tokens each."""
     parts = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
     return (a + b for a in parts for b in parts)
-
-
-def _check_template(name: str, template: object) -> str:
-    text = check_text(name, template)
-    places = [text.find(" {key}"), text.find(" {value}")]
-    if not 0 <= places[0] < places[1] or re.findall("[{}]", text) != ["{", "}"] * 2:
-        expected = "` {key}` and then ` {value}`, each once after a space, and no other braces"
-        raise ArgumentError(f"{name}: not a template: expected {expected}, got {text!r}")
-    return text
