@@ -4,13 +4,13 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include "bind_memory.h"
 #include "plan_dict.h"
 #include "pysa/error.h"
 #include "pysa/sampler.h"
 #include "pysa/session.h"
+#include "python_interrupt.h"
 #include "python_text.h"
 #include "register.h"
 
@@ -27,60 +27,6 @@ Logits parse_logits(const std::string & name) {
     if (name == "last") return Logits::last;
     if (name == "all") return Logits::all;
     throw ArgumentError("logits: expected none, last or all, got \"" + name + "\"");
-}
-
-// Asked between graph nodes without the GIL: looks for signals now and then, and asks the caller's function every time.
-class PythonInterrupt {
-  public:
-    explicit PythonInterrupt(py::object callback) : callback_(std::move(callback)) {}
-
-    bool operator()() {
-        const auto now = std::chrono::steady_clock::now();
-        const bool look_for_signals = now >= next_look_;
-        if (!look_for_signals && callback_.is_none()) return false;
-        py::gil_scoped_acquire acquire;
-        if (look_for_signals) {
-            next_look_ = now + std::chrono::milliseconds(20);
-            if (PyErr_CheckSignals() != 0) return keep_error();
-        }
-        if (callback_.is_none()) return false;
-        try {
-            return callback_().cast<bool>();
-        } catch (py::error_already_set & error) {
-            error.restore();
-            return keep_error();
-        } catch (const py::cast_error &) {
-            PyErr_SetString(PyExc_TypeError, "interrupt: expected a function that returns a bool");
-            return keep_error();
-        }
-    }
-
-    // Raises what stopped the evaluation, if it was Python's.
-    void raise() {
-        if (error_) throw std::move(*error_);
-    }
-
-  private:
-    bool keep_error() {
-        error_ = std::make_unique<py::error_already_set>();
-        return true;
-    }
-
-    py::object callback_;
-    std::chrono::steady_clock::time_point next_look_{};
-    std::unique_ptr<py::error_already_set> error_;
-};
-
-// Runs `evaluate` without the GIL; what Python's side of the interrupt raised comes out as it was.
-template <class Evaluate> void run(const py::object & interrupt, Evaluate && evaluate) {
-    PythonInterrupt stop(interrupt);
-    try {
-        py::gil_scoped_release release;
-        evaluate([&stop] { return stop(); });
-    } catch (const Interrupted &) {
-        stop.raise();
-        throw;
-    }
 }
 
 void check_shape(const TokenArray & tokens) {
@@ -109,7 +55,8 @@ py::array_t<float> eval(Session & session, const TokenArray & tokens, const std:
     };
     const int32_t * ids = tokens.data();
     const int64_t n_tokens = tokens.size();
-    run(interrupt, [&](const Session::Interrupt & stop) { session.eval(ids, n_tokens, which, sink, stop); });
+    run_interruptible(interrupt,
+                      [&](const Session::Interrupt & stop) { session.eval(ids, n_tokens, which, sink, stop); });
     return out;
 }
 
@@ -118,7 +65,8 @@ int32_t next_token(Session & session, const TokenArray & tokens, Sampler & sampl
     const int32_t * ids = tokens.data();
     const int64_t n_tokens = tokens.size();
     int32_t token = 0;
-    run(interrupt, [&](const Session::Interrupt & stop) { token = session.next_token(ids, n_tokens, sampler, stop); });
+    run_interruptible(
+        interrupt, [&](const Session::Interrupt & stop) { token = session.next_token(ids, n_tokens, sampler, stop); });
     return token;
 }
 

@@ -11,5 +11,7 @@ void register_machine(pybind11::module_ & module);
 void register_text(pybind11::module_ & module);
 void register_model(pybind11::module_ & module);
 void register_session(pybind11::module_ & module);
+void register_trial(pybind11::module_ & module);
+void register_planning(pybind11::module_ & module);
 
 }  // namespace pysa

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "engine/session_impl.h"
+#include "engine/turn.h"
 #include "graph/weights.h"
 #include "kv/cache_types.h"
 
@@ -12,20 +13,6 @@ namespace pysa {
 namespace {
 
 constexpr size_t n_checkpoints_max = 8;  // the oldest goes first; rollback_position tells what is left
-
-// Refuses a second thread instead of racing it.
-class Turn {
-  public:
-    explicit Turn(std::atomic_flag & busy) : busy_(busy) {
-        if (busy_.test_and_set())
-            throw SessionBusyError(
-                "session: expected one thread at a time, got a second one; give each thread its own session");
-    }
-    ~Turn() { busy_.clear(); }
-
-  private:
-    std::atomic_flag & busy_;
-};
 
 SessionParams checked(SessionParams params, const HParams & hp) {
     const auto refuse = [](const std::string & fault) { throw ArgumentError(fault); };
@@ -137,13 +124,13 @@ const SessionParams & Session::params() const { return impl_->params_; }
 std::string Session::attention_name() const { return impl_->attention_->name(); }
 std::string Session::kernel_name() const { return impl_->attention_->kernel(); }
 std::vector<int32_t> Session::tokens() const {
-    Turn turn(impl_->busy_);
+    Turn turn(impl_->busy_, "session");
     return impl_->tokens_;
 }
 
 void Session::eval(const int32_t * tokens, int64_t n_tokens, Logits logits, const LogitsSink & sink,
                    const Interrupt & interrupt) {
-    Turn turn(impl_->busy_);
+    Turn turn(impl_->busy_, "session");
     impl_->eval(tokens, n_tokens, logits, sink, interrupt);
 }
 
@@ -155,39 +142,39 @@ int32_t Session::next_token(const int32_t * tokens, int64_t n_tokens, Sampler & 
 }
 
 void Session::fill(int64_t n, uint64_t seed) {
-    Turn turn(impl_->busy_);
+    Turn turn(impl_->busy_, "session");
     impl_->fill(n, seed);
 }
 
 void Session::truncate(int64_t n) {
-    Turn turn(impl_->busy_);
+    Turn turn(impl_->busy_, "session");
     impl_->truncate(n);
 }
 
 int64_t Session::rollback_position(int64_t n) const { return impl_->rollback_position(n); }
 
 int64_t Session::checkpoint() {
-    Turn turn(impl_->busy_);
+    Turn turn(impl_->busy_, "session");
     return impl_->checkpoint();
 }
 
 MemoryReport Session::memory() const {
-    Turn turn(impl_->busy_);
+    Turn turn(impl_->busy_, "session");
     return impl_->memory();
 }
 
 SkipReport Session::skip_report() const {
-    Turn turn(impl_->busy_);
+    Turn turn(impl_->busy_, "session");
     return impl_->attention_->skip_report();
 }
 
 void Session::save(const std::string & path, bool force) const {
-    Turn turn(impl_->busy_);
+    Turn turn(impl_->busy_, "session");
     impl_->save(path, force);
 }
 
 void Session::reset() {
-    Turn turn(impl_->busy_);
+    Turn turn(impl_->busy_, "session");
     impl_->reset();
 }
 

@@ -75,6 +75,11 @@ void StepGraphBuilder::write_rows(ggml_context * ctx, ggml_cgraph * gf, int32_t 
     }
 }
 
+ggml_tensor * StepGraphBuilder::query(ggml_context * ctx, const LayerWeights & w, ggml_tensor * x) const {
+    ggml_tensor * q = ggml_reshape_3d(ctx, linear(ctx, w.wq, w.bq, x), hp_.n_embd_head_k, hp_.n_head, x->ne[1]);
+    return rope(ctx, w.q_norm ? norm(ctx, q, w.q_norm) : q);
+}
+
 ggml_tensor * StepGraphBuilder::attention_block(ggml_context * ctx, ggml_cgraph * gf, int32_t il, ggml_tensor * x,
                                                 const LayerOut & wanted) {
     const LayerWeights & w = weights_.layers[il];
@@ -82,8 +87,11 @@ ggml_tensor * StepGraphBuilder::attention_block(ggml_context * ctx, ggml_cgraph 
     const int64_t n_tokens = step_.n_tokens;
     ggml_tensor *q = nullptr, *k = nullptr;
     if (layout.needs_q && wanted.any) {
-        q = ggml_reshape_3d(ctx, linear(ctx, w.wq, w.bq, x), hp_.n_embd_head_k, hp_.n_head, n_tokens);
-        q = rope(ctx, w.q_norm ? norm(ctx, q, w.q_norm) : q);
+        q = query(ctx, w, x);
+        if (probe_ && probe_->shows_queries) {
+            if (q->view_src) q = ggml_cont(ctx, q);  // an output must have memory of its own
+            ggml_set_output(probe_->queries[il] = q);
+        }
         ggml_build_forward_expand(gf, q);
     }
     if (layout.needs_k) {
@@ -141,7 +149,7 @@ void StepGraphBuilder::reuse(const AttnStep & step) {
     attention_.begin(nullptr, step);
 }
 
-StepGraph StepGraphBuilder::build(ggml_context * ctx, const AttnStep & step, int64_t n_out) {
+StepGraph StepGraphBuilder::begin(ggml_context * ctx, const AttnStep & step, int64_t n_out) {
     step_ = step;
     shape_ = shape(step, n_out);
     tokens_ = input(ctx, GGML_TYPE_I32, step.n_tokens);
@@ -154,20 +162,75 @@ StepGraph StepGraphBuilder::build(ggml_context * ctx, const AttnStep & step, int
     StepGraph graph;
     graph.gf = ggml_new_graph_custom(ctx, step_graph_nodes(hp_), false);
     attention_.begin(ctx, step);
+    return graph;
+}
+
+ggml_tensor * StepGraphBuilder::layer(ggml_context * ctx, ggml_cgraph * gf, int32_t il, ggml_tensor * x,
+                                      const LayerOut & wanted) {
+    const LayerWeights & w = weights_.layers[il];
+    ggml_tensor * cur = attention_block(ctx, gf, il, norm(ctx, x, w.attn_norm), wanted);
+    if (!cur) return nullptr;
+    if (wanted.ids) x = ggml_get_rows(ctx, x, wanted.ids);
+    x = ggml_add(ctx, cur, x);
+    return ggml_add(ctx, ffn_block(ctx, w, norm(ctx, x, w.ffn_norm)), x);
+}
+
+ggml_tensor * StepGraphBuilder::logits(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * x) const {
+    ggml_tensor * logits = ggml_mul_mat(ctx, weights_.output, norm(ctx, x, weights_.output_norm));
+    ggml_set_output(logits);
+    ggml_build_forward_expand(gf, logits);
+    return logits;
+}
+
+StepGraph StepGraphBuilder::build(ggml_context * ctx, const AttnStep & step, int64_t n_out) {
+    StepGraph graph = begin(ctx, step, n_out);
     ggml_tensor * x = ggml_get_rows(ctx, weights_.token_embd, tokens_);
     for (int32_t il = 0; il < hp_.n_layer; ++il) {
-        const LayerWeights & w = weights_.layers[il];
-        const bool is_last = il == hp_.n_layer - 1;
-        const LayerOut wanted = is_last ? LayerOut{n_out > 0, out_ids_} : LayerOut{};
-        ggml_tensor * cur = attention_block(ctx, graph.gf, il, norm(ctx, x, w.attn_norm), wanted);
-        if (!cur) return graph;
-        if (wanted.ids) x = ggml_get_rows(ctx, x, wanted.ids);
-        x = ggml_add(ctx, cur, x);
-        x = ggml_add(ctx, ffn_block(ctx, w, norm(ctx, x, w.ffn_norm)), x);
+        x = layer(ctx, graph.gf, il, x, il == hp_.n_layer - 1 ? LayerOut{n_out > 0, out_ids_} : LayerOut{});
+        if (!x) return graph;
     }
-    graph.logits = ggml_mul_mat(ctx, weights_.output, norm(ctx, x, weights_.output_norm));
-    ggml_set_output(graph.logits);
-    ggml_build_forward_expand(graph.gf, graph.logits);
+    graph.logits = logits(ctx, graph.gf, x);
+    return graph;
+}
+
+ggml_tensor * StepGraphBuilder::input_rows(ggml_context * ctx, int64_t n) const {
+    ggml_tensor * rows = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, hp_.n_embd, n);
+    ggml_set_input(rows);
+    return rows;
+}
+
+// What a layer begins with: the embedding, or what an earlier run left.
+ggml_tensor * StepGraphBuilder::probe_input(ggml_context * ctx, StepProbe & probe, int32_t il) const {
+    if (il == 0) return ggml_get_rows(ctx, weights_.token_embd, tokens_);
+    return probe.given[il] = input_rows(ctx, step_.n_tokens);
+}
+
+StepGraph StepGraphBuilder::build_probe(ggml_context * ctx, const AttnStep & step, StepProbe & probe) {
+    StepGraph graph = begin(ctx, step, 0);
+    for (auto * tensors : {&probe.given, &probe.inputs, &probe.queries}) tensors->assign(size_t(hp_.n_layer), nullptr);
+    for (int32_t il : probe.sources) {
+        const LayerWeights & w = weights_.layers[il];
+        ggml_tensor * q = query(ctx, w, norm(ctx, probe_input(ctx, probe, il), w.attn_norm));
+        // Keys and values are in the cache; the ubatch's own are asked for where a ring has not taken them, and there is none.
+        ggml_build_forward_expand(graph.gf, attention_.build(ctx, graph.gf, il, {q, nullptr, q}));
+    }
+    ggml_tensor * x = probe_input(ctx, probe, probe.first_layer);
+    probe_ = &probe;
+    for (int32_t il = probe.first_layer; il < hp_.n_layer; ++il) {
+        ggml_set_output(probe.inputs[il] = x);
+        x = layer(ctx, graph.gf, il, x, {});
+    }
+    probe_ = nullptr;
+    ggml_set_output(probe.hidden = x);
+    ggml_build_forward_expand(graph.gf, x);
+    return graph;
+}
+
+StepGraph StepGraphBuilder::build_logits(ggml_context * ctx, int64_t n_out, ggml_tensor *& hidden) const {
+    StepGraph graph;
+    graph.gf = ggml_new_graph_custom(ctx, step_graph_nodes(hp_), false);
+    hidden = input_rows(ctx, n_out);
+    graph.logits = logits(ctx, graph.gf, hidden);
     return graph;
 }
 
@@ -182,7 +245,7 @@ void StepGraphBuilder::set_values(ggml_tensor * tensor, int64_t first) {
 }
 
 void StepGraphBuilder::set_inputs(const int32_t * tokens) {
-    ggml_backend_tensor_set(tokens_, tokens, 0, ggml_nbytes(tokens_));
+    if (tokens_->buffer) ggml_backend_tensor_set(tokens_, tokens, 0, ggml_nbytes(tokens_));
     set_values(positions_, step_.n_past);
     set_values(full_rows_, step_.n_past);
     set_values(out_ids_, step_.n_tokens - shape_.n_out);

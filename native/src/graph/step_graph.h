@@ -34,6 +34,19 @@ struct LayerOut {
     ggml_tensor * ids = nullptr;  // i32: these tokens; null: all
 };
 
+// A step that begins at a later layer and shows what it computes on the way: for planning/trial.h.
+struct StepProbe {
+    int32_t first_layer = 0;
+    std::vector<int32_t>
+        sources;  // layers before it whose distant weights later layers read: scored again, nothing else
+    bool shows_queries = false;
+    // Of the graph built last, null where there is none:
+    std::vector<ggml_tensor *> given;    // [n_layer] f32 [n_embd, n_tokens]: inputs of layers, for the caller to set
+    std::vector<ggml_tensor *> inputs;   // [n_layer] the same of the layers that are evaluated, to be read
+    std::vector<ggml_tensor *> queries;  // [n_layer] f32 [n_embd_head_k, n_head, n_tokens]
+    ggml_tensor * hidden = nullptr;      // f32 [n_embd, n_tokens]: the last layer's output, before the output's norm
+};
+
 // Upper bound of a step's nodes, and of its leafs, for sizing contexts and the scheduler.
 size_t step_graph_nodes(const HParams & hp);
 
@@ -46,6 +59,11 @@ class StepGraphBuilder {
     // n_out: the last n_out tokens of the ubatch get logits.
     StepGraph build(ggml_context * ctx, const AttnStep & step, int64_t n_out);
 
+    // No logits; `probe` says from which layer on, and takes the tensors.
+    StepGraph build_probe(ggml_context * ctx, const AttnStep & step, StepProbe & probe);
+    // Logits of n_out rows of StepProbe::hidden, which `hidden` is for; no attention, no set_inputs().
+    StepGraph build_logits(ggml_context * ctx, int64_t n_out, ggml_tensor *& hidden) const;
+
     // Whether the graph built last serves this step too. If so, reuse() takes the place of building and allocating it.
     bool can_reuse(const AttnStep & step, int64_t n_out) const;
     void reuse(const AttnStep & step);
@@ -55,6 +73,13 @@ class StepGraphBuilder {
 
   private:
     StepShape shape(const AttnStep & step, int64_t n_out) const;
+    StepGraph begin(ggml_context * ctx, const AttnStep & step, int64_t n_out);
+    ggml_tensor * input_rows(ggml_context * ctx, int64_t n) const;
+    ggml_tensor * probe_input(ggml_context * ctx, StepProbe & probe, int32_t il) const;
+    ggml_tensor * query(ggml_context * ctx, const LayerWeights & w, ggml_tensor * x) const;
+    // The layer's output for input x; null if it is not wanted.
+    ggml_tensor * layer(ggml_context * ctx, ggml_cgraph * gf, int32_t il, ggml_tensor * x, const LayerOut & wanted);
+    ggml_tensor * logits(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * x) const;
     void set_values(ggml_tensor * tensor, int64_t first);
     ggml_tensor * input(ggml_context * ctx, ggml_type type, int64_t n);
     ggml_tensor * norm(ggml_context * ctx, ggml_tensor * x, ggml_tensor * weight) const;
@@ -72,6 +97,7 @@ class StepGraphBuilder {
     SharedAttention & attention_;
     AttnStep step_;
     StepShape shape_;
+    StepProbe * probe_ = nullptr;        // while build_probe() runs
     ggml_tensor * tokens_ = nullptr;     // i32 [n_tokens]
     ggml_tensor * positions_ = nullptr;  // i32 [n_tokens]
     ggml_tensor * out_ids_ = nullptr;    // i32 [n_out]

@@ -75,6 +75,13 @@ struct CpuKernels {
     // Adds a part, its scores raised by bias, to what a tile has seen. decay [n_lanes]: what earlier weights must be scaled by;
     // factor: what the part's must.
     void (*merge_tile)(float * seen, const float * part, float bias, float * decay, float * factor);
+
+    // -- planning
+
+    // out[i] = entropy in bits of the mean of two distributions over n values: -sum over j of m log2(m), m = row[j] + rows[i][j].
+    // Both hold half of every share; rows [stride, n_rows]. Within 2e-6; symmetric in row and rows[i] to the last bit.
+    void (*mean_entropies)(const float * row, const float * rows, int64_t stride, int64_t n_rows, int64_t n,
+                           double * out);
 };
 
 // Null where the compiler does not build for the set.

@@ -1,6 +1,7 @@
 // The kernels of cpu_kernels.h: one source for every instruction set, included once per set by cpu_kernels_*.cpp.
 #pragma once
 
+#include "ops/cpu_kernels_planning.h"
 #include "ops/cpu_kernels_prompt.h"
 #include "ops/cpu_kernels_token.h"
 
@@ -24,8 +25,8 @@ inline void to_float(ggml_type type, const char * const * rows, int64_t n_rows, 
 }
 
 inline CpuKernels make_kernels(const char * name) {
-    return {name,       &to_float,  &dots,        &weigh,     &softmax,      &unpack,    &limit,
-            &mask_from, &list_bits, &score_tiles, &mask_tile, &softmax_tile, &merge_tile};
+    return {name,       &to_float,  &dots,        &weigh,     &softmax,      &unpack,     &limit,
+            &mask_from, &list_bits, &score_tiles, &mask_tile, &softmax_tile, &merge_tile, &mean_entropies};
 }
 
 }  // namespace

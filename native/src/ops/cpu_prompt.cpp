@@ -91,7 +91,9 @@ void PromptAttention::run_unit(const Unit & unit, ggml_tensor * dst, Scratch & s
         attend(unit, view(unit, 0, all, table_.n_sink, 0), false, scratch.near, scratch);
         attend(unit, view(unit, table_.n_sink, table_.n_recent, all, 0), false, scratch.near, scratch);
     }
-    const bool all_local = !cache_.layout().layers[unit.layer.il].kv_heads[unit.kv].v_full;
+    const AttnHead * heads = &unit.layer.heads[unit.kv * n_gqa_];
+    const bool all_local =
+        std::all_of(heads, heads + n_gqa_, [](const AttnHead & head) { return head.kind == HeadKind::local; });
     if (!all_local && !is_gated(unit, scratch))
         attend(unit, view(unit, table_.n_sink, all, all, table_.n_recent), true, scratch.far, scratch);
     merge(unit, dst, scratch);
