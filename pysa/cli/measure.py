@@ -117,7 +117,7 @@ def run_perplexity(model: Model, options: argparse.Namespace, progress: Progress
     return Report(
         facts,
         {"perplexity": asdict(found)},
-        lambda _: measure_table.perplexity_lines(found),
+        lambda width: measure_table.perplexity_lines(found, width),
         lambda: measure_pictures.perplexity_picture(found, name),
     )
 

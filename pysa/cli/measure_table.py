@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,29 +31,28 @@ def facts_lines(facts: Mapping[str, Any]) -> list[str]:
     return [*lines, f"cache   {engine['type_k']} keys, {engine['type_v']} values"]
 
 
-def perplexity_lines(found: Perplexity) -> list[str]:
+def perplexity_lines(found: Perplexity, width: int) -> list[str]:
     """What `pysa perplexity` prints below its head."""
-    return [
-        f"scored  {_scored(found.n_ctx, found.n_chunks, found.n_tokens)}",
-        f"perplexity {found.value:.4f} +- {found.error:.5f}",
-    ]
+    scored = _scored(found.n_ctx, found.n_chunks, found.n_tokens)
+    return [*_fact("scored", scored, width), "", f"perplexity {found.value:.4f} +- {found.error:.5f}"]
 
 
 def compare_lines(found: Mapping[str, Comparison], width: int) -> list[str]:
     """What `pysa compare` prints below its head."""
     first = next(iter(found.values()))
-    lines = [f"scored  {_scored(first.n_ctx, first.n_samples, first.n_tokens)}"]
+    lines = _fact("scored", _scored(first.n_ctx, first.n_samples, first.n_tokens), width)
     for name, one in found.items():
         if one.n_distant < one.n_tokens:
-            lines.append(f"note    {name}: {one.n_distant:,} of them have distant tokens; the others are as dense")
+            what = f"{name}: {one.n_distant:,} of them have distant tokens; the others are as dense"
+            lines += _fact("note", what, width)
     rows = [["plan", "saved", "perplexity", "change", "KL, nats", "same top-1"]]
-    rows.append([DENSE, "", _pair(first.ppl_dense, first.ppl_dense_error, 3), "", "", ""])
+    rows.append([DENSE, "", _perplexity(first.ppl_dense, first.ppl_dense_error), "", "", ""])
     for name, one in found.items():
         rows.append(
             [
                 name,
                 f"{100 * one.saving:.1f} %",
-                _pair(one.ppl_shared, one.ppl_shared_error, 3),
+                _perplexity(one.ppl_shared, one.ppl_shared_error),
                 f"{100 * one.ppl_increase:+.2f} +- {100 * one.ppl_ratio_error:.2f} %",
                 _pair(one.kl, one.kl_error, 4),
                 f"{_pair(100 * one.same_top1, 100 * one.same_top1_error, 1)} %",
@@ -75,7 +75,7 @@ def needle_lines(found: Needle, width: int) -> list[str]:
     lines: list[str] = []
     for side in found.sides:
         share = found.share(side)
-        lines += [f"{side}: {share.n_right:,} of {share.n_asked:,} right, {_percent(share)}"]
+        lines += textwrap.wrap(f"{side}: {share.n_right:,} of {share.n_asked:,} right, {_percent(share)}", width)
         rows = [["depth", *(f"{n:,}" for n in found.lengths)]]
         for i, depth in enumerate(found.depths):
             cells = [f"{row[i].n_right}/{row[i].n_asked}" for row in found.cells[side]]
@@ -126,6 +126,10 @@ def table_lines(rows: Sequence[Sequence[str]], width: int) -> list[str]:
     return lines[:-1]
 
 
+def _fact(name: str, text: str, width: int) -> list[str]:
+    return textwrap.wrap(f"{name:<8}{text}", width, subsequent_indent=" " * 8)
+
+
 def _scored(n_ctx: int, n_chunks: int, n_tokens: int) -> str:
     chunks = f"of each of {n_chunks:,} chunks" if n_chunks > 1 else "of one chunk"
     return f"positions {n_ctx // 2:,} to {n_ctx - 2:,} {chunks} of {n_ctx:,} tokens: {n_tokens:,} predictions"
@@ -137,6 +141,10 @@ def _row_cells(row: RecallRow, sides: Sequence[str]) -> list[str]:
 
 def _percent(share: Share) -> str:
     return f"{100 * share.value:.1f} +- {100 * share.error:.1f} %"
+
+
+def _perplexity(value: float, error: float) -> str:
+    return _pair(value, error, 3 if value < 1000 else 1)
 
 
 def _pair(value: float, error: float, n_digits: int) -> str:
