@@ -12,15 +12,31 @@ import argparse
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from held_out import log_softmax, text_windows
 from numpy.typing import NDArray
 
 import pysa
+from pysa.planning.scoring import log_softmax
 
 N_TIMED = 64  # tokens at the end of the context
+
+
+def text_windows(model: pysa.Model, files: Sequence[Path], n_most: int) -> NDArray[np.int64]:
+    """The files' tokens, (n_windows, n_ctx_train), at most `n_most` windows.
+
+    Raises:
+        SystemExit: there are not enough for one.
+    """
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    tokens = np.array(model.tokenize(text, add_special=False, parse_special=False), dtype=np.int64)
+    n_ctx = model.n_ctx_train
+    n_windows = min(n_most, len(tokens) // n_ctx)
+    if n_windows == 0:
+        raise SystemExit(f"--text: expected at least {n_ctx} tokens, got {len(tokens)}")
+    return tokens[: n_windows * n_ctx].reshape(n_windows, n_ctx)
 
 
 def score(session: pysa.Session, window: NDArray[np.int64]) -> tuple[list[float], list[float]]:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from pysa.model import Model
 
 PLAN_HELP = (
-    "a plan.json, dense, streaming:SINKS+RECENT (every head local; 16+4080 if left out) or sa:A-B,C-D (layers A to B "
-    "follow layer A - 1), instead of the file's own plan"
+    "instead of the file's own plan: a plan.json, dense, streaming:SINKS+RECENT (every head local), sa:A-B,C-D (layers "
+    "A to B follow layer A - 1, no window) or blocks:N:SINKS+RECENT (uniform blocks of N layers, as PoD's); the window "
+    "is 16+4080 where it is left out"
 )
 SEVERAL = "; may be given several times"
 MAX_CTX = 8192  # tokens, where the model's own context is more than a first look needs
@@ -37,7 +38,14 @@ def add_commands(commands: Any) -> None:
         ("recall", _recall, "ask for key-value pairs far back", "Asks for key-value pairs that stand far back."),
         ("needle", _needle, "ask for one fact in a haystack", "Asks for one fact in a haystack, by depth and length."),
     ):
-        parser = commands.add_parser(name, help=short, description=f"{long} docs/measuring.md.", allow_abbrev=False)
+        text = "--text FILE..." if name in ("perplexity", "compare") else "[--text FILE...]"
+        parser = commands.add_parser(
+            name,
+            help=short,
+            usage=f"pysa {name} MODEL.gguf {text} [options]",  # files would take the model for one of theirs
+            description=f"{long} See docs/measuring.md.",
+            allow_abbrev=False,
+        )
         describe(parser)
         engine_options(parser.add_argument_group("cache and engine"))
         output = parser.add_argument_group("output")
@@ -143,14 +151,16 @@ def _depths(text: str) -> list[float]:
 
 # ---- plans by name
 
-STREAMING = re.compile(r"streaming(?::(\d{1,9})\+(\d{1,9}))?")
-SA = re.compile(r"sa:(\d{1,6}(?:-\d{1,6})?(?:,\d{1,6}(?:-\d{1,6})?)*)")
+WINDOW = r"(?::(?P<n_sink>\d{1,9})\+(?P<n_recent>\d{1,9}))?"
+STREAMING = re.compile(f"streaming{WINDOW}")
+BLOCKS = re.compile(rf"blocks:(?P<block>\d{{1,6}}){WINDOW}")
+SA = re.compile(r"sa:(?P<spans>\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*)")
 
 
 def _plan_text(text: str) -> str:
     """The text of --plan, if it can name a plan at all."""
-    if re.match("streaming:|sa:", text) and not STREAMING.fullmatch(text) and not SA.fullmatch(text):
-        expected = "streaming:SINKS+RECENT, as streaming:16+240, or sa:A-B,C-D, as sa:23-26,27-30"
+    if re.match("(streaming|blocks|sa):", text) and not any(one.fullmatch(text) for one in (STREAMING, BLOCKS, SA)):
+        expected = "streaming:SINKS+RECENT, as streaming:16+240, blocks:N:SINKS+RECENT or sa:A-B,C-D, as sa:23-26,27-30"
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return text
 
@@ -162,15 +172,22 @@ def read_plan(model: Model, text: str) -> Plan:
         PlanError: it cannot be read, or does not fit.
     """
     plan: Plan | str = text
+    shape = (model.n_layer, model.n_head)
     if match := STREAMING.fullmatch(text):
-        window = (int(match[1]), int(match[2])) if match[1] else ()
-        plan = Plan.streaming(model.n_layer, model.n_head, *window)
+        plan = Plan.streaming(*shape, *_window(match))
+    elif match := BLOCKS.fullmatch(text):
+        plan = Plan.pod_blocks(*shape, int(match["block"]), *_window(match))
     elif match := SA.fullmatch(text):
-        spans = [part.split("-") for part in match[1].split(",")]
-        plan = Plan.sa(model.n_layer, model.n_head, [(int(span[0]), int(span[-1])) for span in spans])
+        spans = [part.split("-") for part in match["spans"].split(",")]
+        plan = Plan.sa(*shape, [(int(span[0]), int(span[-1])) for span in spans])
     resolved = model.resolve_plan(plan)
     assert resolved is not None  # only None gives None
     return resolved
+
+
+def _window(match: re.Match[str]) -> tuple[int, int]:
+    """Sinks and recent tokens that a name gives; PoD's own where it gives none."""
+    return (int(match["n_sink"]), int(match["n_recent"])) if match["n_sink"] else (16, 4080)
 
 
 def read_plans(model: Model, texts: Sequence[str] | None) -> dict[str, Plan]:

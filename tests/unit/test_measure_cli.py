@@ -46,6 +46,7 @@ USAGE = [
         ["--text", "a", "--plan", "streaming:16"],
         "--plan: expected streaming:SINKS+RECENT, as streaming:16+240",
     ),
+    ("compare", ["--text", "a", "--plan", "blocks:4:16"], "blocks:N:SINKS+RECENT or sa:A-B,C-D"),
     ("compare", ["--text", "a", "--plan", "sa:3-"], "or sa:A-B,C-D, as sa:23-26,27-30, got 'sa:3-'"),
     ("recall", ["-c", "512,x"], "-c/--ctx-size: expected integers of 1 or more, as 512,2048, got '512,x'"),
     ("recall", ["--questions", "0"], "--questions: expected an integer in 1..2147483647, got '0'"),
@@ -186,12 +187,14 @@ def test_plans_by_name(shared_model: pysa.Model, tmp_path: Path) -> None:
         ("dense", Plan.dense(4, 6)),
         ("streaming", Plan.streaming(4, 6, 16, 4080)),
         ("streaming:4+24", Plan.streaming(4, 6, 4, 24)),
+        ("blocks:3", Plan.pod_spans(4, 6, [(1, 2)], 16, 4080)),
+        ("blocks:2:4+24", Plan.pod_spans(4, 6, [(1, 1), (3, 3)], 4, 24)),
         ("sa:1,3", Plan.sa(4, 6, [(1, 1), (3, 3)])),
         ("sa:2-3", Plan.sa(4, 6, [(2, 3)])),
         (str(path), Plan.pod_blocks(4, 6, 2, 4, 24)),
     ):
         assert read_plan(shared_model, text) == expected, text
-    for text, message in (("streaming:4+0", "n_recent"), ("sa:0", "layers 0-0"), ("sa:3-4", "layers 3-4")):
+    for text, message in (("streaming:4+0", "n_recent"), ("sa:0", "layers 0-0"), ("blocks:5", "block: ")):
         with pytest.raises(PlanError, match=message):
             read_plan(shared_model, text)
 
