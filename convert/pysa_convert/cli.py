@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,16 +26,17 @@ EPILOG = """examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Usage errors in one line, exit status 2."""
 
     def error(self, message: str) -> NoReturn:
+        """Prints the line and exits."""
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Every option, once."""
-    parser = _Parser(
+    parser = Parser(
         prog="pysa-convert",
         description="Converts a Hugging Face checkpoint or a GGUF to a GGUF with a sharing plan.",
         epilog=EPILOG,
@@ -105,24 +106,43 @@ def options_of(given: argparse.Namespace) -> Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 1 for a failure or 2 for a usage error."""
     given = build_parser().parse_args(arguments)
+    return guarded(
+        "pysa-convert",
+        lambda: convert(given),
+        verbose=given.verbose,
+        interrupted=lambda: "interrupted, nothing was written",
+    )
+
+
+def convert(given: argparse.Namespace) -> None:
+    """Converts and reports."""
+    report = run(options_of(given))
+    if given.json:
+        print_lines(json.dumps(report.to_json(), ensure_ascii=False, indent=2))
+    elif not given.quiet:
+        print_lines("\n".join(report.lines()))
+
+
+def guarded(prog: str, work: Callable[[], None], *, verbose: bool, interrupted: Callable[[], str]) -> int:
+    """Runs a command; a failure is one line on stderr, with `verbose` after a traceback.
+
+    Returns:
+        0, 1 for a failure, 2 for a usage error, 130 for Ctrl-C, which prints what `interrupted` says.
+    """
     try:
-        report = run(options_of(given))
+        work()
     except (PysaError, OSError, MemoryError) as error:
-        if given.verbose:
+        if verbose:
             traceback.print_exc()
-        print(f"pysa-convert: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"{prog}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2 if isinstance(error, plans.UsageError) else 1
     except KeyboardInterrupt:
-        print("pysa-convert: interrupted, nothing was written", file=sys.stderr)
+        print(f"{prog}: {interrupted()}", file=sys.stderr)
         return 130
-    if given.json:
-        _print(json.dumps(report.to_json(), ensure_ascii=False, indent=2))
-    elif not given.quiet:
-        _print("\n".join(report.lines()))
     return 0
 
 
-def _print(text: str) -> None:
+def print_lines(text: str) -> None:
     """Prints; a reader that closed the pipe early is no failure."""
     try:
         print(text, flush=True)
