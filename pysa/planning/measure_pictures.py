@@ -93,12 +93,12 @@ def _draw_shares(axes: Axes, sides: Sequence[str], rows: Sequence[RecallRow], la
 def needle_picture(found: Needle) -> Figure:
     """The grid of depth by length, dense beside the plans."""
     n_sides = len(found.sides)
-    n_columns = min(n_sides, 3)
+    n_columns = 2 if n_sides == 4 else min(n_sides, 3)
     n_rows = -(-n_sides // n_columns)
     n_each = found.cells[found.sides[0]][0][0].n_asked
     height = n_rows * min(6.0, max(2.6, 1.2 + 0.35 * len(found.depths))) + 0.6
     figure = new_figure(height, f"Needle in a haystack: right answers of {n_each} a cell, %")
-    panels = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True).ravel()
+    panels = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).ravel()
     for panel in panels[n_sides:]:
         panel.set_visible(False)
     for panel, side in zip(panels, found.sides, strict=False):
