@@ -1,9 +1,10 @@
 """Makes the example checkpoint from nothing but this Python's standard library.
 
-    python examples/make_example_model.py train    --work WORK --minutes 75
-    python examples/make_example_model.py export   --work WORK --out examples/tiny-llama-stdlib
-    python examples/make_example_model.py evaluate --model examples/tiny-llama-stdlib
-    python examples/make_example_model.py plan     --model examples/tiny-llama-stdlib
+    python examples/make_example_model.py train  --work WORK --minutes 75
+    python examples/make_example_model.py export --work WORK --out examples/tiny-llama-stdlib
+    python examples/make_example_model.py data   --work WORK --out adapt.jsonl          # rows for pysa-adapt
+
+What it is worth, and its plan, come from pysa itself: `pysa perplexity`, `pysa recall`, `pysa plan`.
 
 Needs torch, tokenizers, safetensors, numpy and, for `export`, transformers. The steps themselves are in training/.
 """
@@ -11,7 +12,6 @@ Needs torch, tokenizers, safetensors, numpy and, for `export`, transformers. The
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 
@@ -20,12 +20,9 @@ import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
 from torch.multiprocessing import spawn
-from training.batches import text_row
-from training.choose_plan import Search, grow, head_similarity, recall_sample, single_costs, text_sample
-from training.corpus import Corpus, encode_files, read_corpus
-from training.evaluate import compare_on_text, exams, load, recall, windows
+from training.batches import task_row, text_row
+from training.corpus import encode_files, read_corpus
 from training.model import Config, TinyLlama
-from training.plan import Plan
 from training.publish import publish
 from training.tasks import TaskMaker
 from training.train import Trainer
@@ -39,14 +36,6 @@ def prepare_tokenizer(work: Path) -> Tokenizer:
         tokenizer = train_tokenizer(read_corpus().train)
         tokenizer.save(str(path))
     return Tokenizer.from_file(str(path))
-
-
-def open_model(folder: Path) -> tuple[TinyLlama, TaskMaker, np.ndarray, Corpus]:
-    """A published checkpoint, the maker of its tasks with held-out filler, the held-out tokens, the corpus."""
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    corpus = read_corpus()
-    held_out = encode_files(tokenizer, corpus.held_out, END_OF_TEXT)
-    return load(folder), TaskMaker(tokenizer, held_out), held_out, corpus
 
 
 def train(args: argparse.Namespace) -> None:
@@ -81,43 +70,18 @@ def export(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}; largest difference from transformers' logits: {difference:.1e} of their range")
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    model, maker, held_out, _ = open_model(args.model)
-    plan_file = args.plan or args.model / "plan.json"
-    plan = Plan.from_json(plan_file.read_text(encoding="utf-8")) if plan_file.exists() else Plan.dense(model.config)
-    report = {
-        "text": compare_on_text(model, windows(held_out, model.config.n_ctx, args.windows), plan),
-        "recall_dense": recall(model, maker, Plan.dense(model.config), args.documents),
-        "recall_shared": recall(model, maker, plan, args.documents),
-        "saving": plan.saving(model.config, model.config.n_ctx),
-    }
-    print(json.dumps(report, indent=2))
-
-
-def plan(args: argparse.Namespace) -> None:
-    model, _, held_out, corpus = open_model(args.model)
-    dense = Plan.dense(model.config)
-    rng = np.random.default_rng(args.seed)
-    tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
-    train_ids = encode_files(tokenizer, corpus.train, END_OF_TEXT)
-    n_ctx, n_near = model.config.n_ctx, dense.n_sink + dense.n_recent
-    texts = [text_row(train_ids, n_ctx - 1, rng).ids for _ in range(args.samples)]
-    samples = [text_sample(model, torch.tensor(ids), n_near) for ids in texts]
-    train_maker = TaskMaker(tokenizer, train_ids)
-    samples += [recall_sample(model, doc) for doc in exams(train_maker, n_ctx, args.samples, seed=args.seed)]
-    search = Search(model, samples, head_similarity(samples, dense), dense)
-    changes = list(single_costs(search))
-    followers = [change for change in changes if change.kind == "follower"]
-    grow(search, followers, min(args.share_first, args.target), args.budget / 2)
-    grow(search, changes, args.target, args.budget)
-    measured = compare_on_text(model, windows(held_out, n_ctx, args.windows), search.plan)
-    digest = hashlib.sha256("".join(corpus.held_out).encode()).hexdigest()
-    saving = search.plan.saving(model.config, n_ctx)
-    search.plan.calibration = {"corpus_sha256": digest, **measured, "saving": round(saving, 4)}
-    aside = args.model / "plan.json.new"
-    aside.write_text(search.plan.to_json(), encoding="utf-8")
-    aside.replace(args.model / "plan.json")
-    print(json.dumps(search.plan.calibration, indent=2))
+def data(args: argparse.Namespace) -> None:
+    """Rows for pysa-adapt, as the model was trained on: source and tasks in turns, each as long as the context."""
+    tokenizer, n_ctx = prepare_tokenizer(args.work), Config().n_ctx
+    ids = encode_files(tokenizer, read_corpus().train, END_OF_TEXT)
+    maker, rng = TaskMaker(tokenizer, ids), np.random.default_rng(args.seed)
+    aside = args.out.with_name(args.out.name + ".new")
+    with aside.open("w", encoding="utf-8") as file:
+        for i in range(args.rows):
+            row = text_row(ids, n_ctx - 1, rng) if i % 2 == 0 else task_row(maker, n_ctx, rng)
+            print(json.dumps({"tokens": row.ids[:n_ctx]}), file=file)
+    aside.replace(args.out)
+    print(f"wrote {args.out}: {args.rows} rows of {n_ctx} tokens")
 
 
 def parse_args() -> argparse.Namespace:
@@ -134,20 +98,11 @@ def parse_args() -> argparse.Namespace:
     command.add_argument("--work", type=Path, required=True)
     command.add_argument("--out", type=Path, required=True)
     command.set_defaults(run=export)
-    command = commands.add_parser("evaluate", help="held-out perplexity and recall, dense and with the plan")
-    command.add_argument("--model", type=Path, required=True)
-    command.add_argument("--plan", type=Path, help="default: MODEL/plan.json")
-    command.add_argument("--windows", type=int, default=40, help="held-out sequences of full length")
-    command.add_argument("--documents", type=int, default=48, help="recall documents per context length")
-    command.set_defaults(run=evaluate)
-    command = commands.add_parser("plan", help="choose plan.json by measuring")
-    command.add_argument("--model", type=Path, required=True)
-    command.add_argument("--target", type=float, default=0.4, help="share of the cache to save at full length")
-    command.add_argument("--share-first", type=float, default=0.2, help="saved by followers before locals are tried")
-    command.add_argument("--budget", type=float, default=0.02, help="KL divergence allowed, text and recall together")
-    command.add_argument("--samples", type=int, default=3, help="calibration sequences of each sort")
-    command.add_argument("--windows", type=int, default=40)
-    command.set_defaults(run=plan)
+    command = commands.add_parser("data", help="rows of tokens for pysa-adapt")
+    command.add_argument("--work", type=Path, required=True)
+    command.add_argument("--out", type=Path, required=True, help="a .jsonl file")
+    command.add_argument("--rows", type=int, default=400)
+    command.set_defaults(run=data)
     return parser.parse_args()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .vocabulary import BOS, END_OF_TEXT, IM_END, N_VOCAB, PAD
@@ -169,3 +169,22 @@ def export(model: TinyLlama, folder: Path) -> None:
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     tensors = {f"model.{name}": p.detach().to(torch.bfloat16).contiguous() for name, p in model.named_parameters()}
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+
+def load(folder: Path) -> TinyLlama:
+    """Reads a checkpoint written by `export`, in f32 arithmetic."""
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = Config(
+        n_layer=raw["num_hidden_layers"],
+        n_embd=raw["hidden_size"],
+        n_head=raw["num_attention_heads"],
+        n_head_kv=raw["num_key_value_heads"],
+        head_dim=raw["head_dim"],
+        n_ff=raw["intermediate_size"],
+        n_vocab=raw["vocab_size"],
+        n_ctx=raw["max_position_embeddings"],
+    )
+    model = TinyLlama(config)
+    tensors = load_file(str(folder / "model.safetensors"))
+    model.load_state_dict({name.removeprefix("model."): t.float() for name, t in tensors.items()})
+    return model.eval().requires_grad_(False)

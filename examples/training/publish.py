@@ -9,8 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .evaluate import load
-from .model import TinyLlama, export
+from .model import TinyLlama, export, load
 from .vocabulary import BOS, IM_END, IM_START, write_tokenizer
 
 SAMPLE = "def f(x):\n    return [Ünïcode, 1234, '你好', \"😀\"]  # naïve\n\n\tprint(x)"

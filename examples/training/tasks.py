@@ -34,22 +34,12 @@ STYLES = (
 CHAT = Style(("", " is", ".\n"), ("The value of", " is", "."))
 
 
-@dataclass(frozen=True)
-class Value:
-    """One value to recall: its place in the document, its length, and how many tokens back its fact stands."""
-
-    start: int
-    n_tokens: int
-    distance: int
-
-
 @dataclass
 class Document:
-    """Token ids, one kind each, and the values among them."""
+    """Token ids, one kind each."""
 
     ids: list[int] = field(default_factory=list)
     kinds: list[int] = field(default_factory=list)
-    values: list[Value] = field(default_factory=list)
 
     def add(self, ids: list[int], kind: int) -> None:
         self.ids += ids
@@ -60,7 +50,6 @@ class Document:
 class Fact:
     key: list[int]
     value: list[int]
-    position: int
 
 
 class TaskMaker:
@@ -104,14 +93,13 @@ class TaskMaker:
             return
         doc.add(self.encode(before) + key + self.encode(between), NOISE)
         value = self._value(rng)
-        facts.append(Fact(key, value, len(doc.ids)))
+        facts.append(Fact(key, value))
         doc.add(value, NOISE)
         doc.add(self.encode(after), NOISE)
 
     def _add_answer(self, doc: Document, style: Style, fact: Fact, prompt_kind: int) -> None:
         before, between, after = style.question
         doc.add(self.encode(before) + fact.key + self.encode(between), prompt_kind)
-        doc.values.append(Value(len(doc.ids), len(fact.value), len(doc.ids) - fact.position))
         doc.add(fact.value, VALUE)
         doc.add(self.encode(after), ANSWER)
 
@@ -185,34 +173,3 @@ class TaskMaker:
         doc.add(self.encode("assistant\n"), NOISE)
         self._add_answer(doc, CHAT, fact, ANSWER)
         doc.add([IM_END], ANSWER)
-
-    def exam(self, n_ctx: int, n_facts: int, n_questions: int, rng: np.random.Generator) -> Document:
-        """For measuring: facts spread evenly over n_ctx tokens of filler, the questions at the end."""
-        doc = Document()
-        doc.add([BOS], NOISE)
-        style = STYLES[int(rng.integers(len(STYLES)))]
-        facts: list[Fact] = []
-        body = n_ctx - 14 * n_questions
-        while len(facts) < n_facts:
-            self._add_fact(doc, style, facts, rng)
-            missing = body * len(facts) // n_facts - len(doc.ids)
-            if len(facts) % 3 == 0 and missing > 1:
-                self._add_filler(doc, missing - 1, rng)
-        for i in rng.choice(n_facts, n_questions, replace=False):
-            self._add_answer(doc, style, facts[int(i)], NOISE)
-        return doc
-
-    def chat_exam(self, n_ctx: int, n_facts: int, n_questions: int, rng: np.random.Generator) -> Document:
-        """For measuring: a chat whose facts all stand at the beginning, then n_ctx tokens of filler and questions."""
-        doc = Document()
-        doc.add([BOS, IM_START], NOISE)
-        doc.add(self.encode("user\nRemember:\n"), NOISE)
-        facts: list[Fact] = []
-        while len(facts) < n_facts:
-            self._add_fact(doc, CHAT, facts, rng)
-        self._add_filler(doc, n_ctx - len(doc.ids) - 35 * n_questions, rng)
-        for n_asked, i in enumerate(rng.choice(n_facts, n_questions, replace=False)):
-            if n_asked:
-                self._begin_user_turn(doc)
-            self._add_turn(doc, facts[int(i)])
-        return doc
