@@ -170,7 +170,12 @@ def test_an_interrupt_before_the_first_step_leaves_nothing(
 
 def test_a_real_ctrl_c_saves(made: Path, tmp_path: Path) -> None:
     arguments = [str(made / "m"), "--data", str(made / "data.txt"), "--plan", str(made / "plan.json"), *FAST]
-    command = [sys.executable, "-m", "pysa_convert.adapt.cli", *arguments, "-o", "out", "--steps", "100000"]
+    # a test run in the background ignores SIGINT, and so would its children
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from pysa_convert.adapt import cli; sys.exit(cli.main())"
+    )
+    command = [sys.executable, "-c", code, *arguments, "-o", "out", "--steps", "100000"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, encoding="utf-8")
     kept = tmp_path / "out.unfinished"

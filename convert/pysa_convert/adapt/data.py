@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,14 @@ class Rows:
     def batch(self, position: int, n: int, seed: int) -> npt.NDArray[np.intp]:
         """Row numbers of the n rows from `position` on; every pass through the data has an order of its own."""
         n_rows = len(self)
-        orders = {i: np.random.default_rng((seed, i)).permutation(n_rows) for i in _passes(position, n, n_rows)}
         places = range(position, position + n)
-        return np.array([orders[place // n_rows][place % n_rows] for place in places], np.intp)
+        return np.array([_order(n_rows, seed, place // n_rows)[place % n_rows] for place in places], np.intp)
 
 
-def _passes(position: int, n: int, n_rows: int) -> range:
-    return range(position // n_rows, (position + n - 1) // n_rows + 1)
+@lru_cache(maxsize=2)
+def _order(n_rows: int, seed: int, n_passes: int) -> npt.NDArray[np.intp]:
+    """The rows' order after `n_passes` passes through the data."""
+    return np.random.default_rng((seed, n_passes)).permutation(n_rows)
 
 
 class Encoder:

@@ -13,6 +13,7 @@ from pysa_convert.architectures.base import Dims
 from pysa_convert.sources.checkpoint import Checkpoint
 
 GIB = 2.0**30
+TORCH_BYTES = 0.4 * GIB  # the libraries, before any model
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Summary:
         learner = trainer.learner
         n_trained = sum(p.numel() for p in learner.trained.values())
         weights = sum(p.numel() * p.element_size() for p in learner.model.parameters())
-        parts = {"weights": float(weights), "gradients and optimiser": 12.0 * n_trained}
+        parts = {"torch": TORCH_BYTES, "weights": float(weights), "gradients and optimiser": 12.0 * n_trained}
         if trainer.teacher is not None and learner.wrapped is None:
             parts["dense model"] = float(weights)
         n_qkv = dims.size("n_q") + 2 * dims.size("n_kv")
