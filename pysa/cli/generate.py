@@ -14,7 +14,7 @@ from pysa.chat_template import chat_tokens
 from pysa.cli.console import Console
 from pysa.cli.errors import UsageError
 from pysa.cli.options import open_session
-from pysa.cli.render import CACHE_PARTS, footer_lines
+from pysa.cli.render import CACHE_PARTS, footer_lines, plan_note
 from pysa.errors import ContextFullError
 from pysa.model import Model
 from pysa.session import Session
@@ -135,6 +135,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
     text = read_prompt(options)
     outcome = Outcome()
     with Model(options.model, n_threads=options.threads) as model:
+        plan = model.resolve_plan(options.plan)
+        if plan is not None and (note := plan_note(plan)) and not options.json:
+            console.note([note])
         tokens = prompt_tokens(model, text, options.chat)
         with open_session(model, options, options.ctx_size) as session:
             try:

@@ -41,6 +41,10 @@ def _run(arguments: list[str]) -> int:
         from pysa.cli import measure  # noqa: PLC0415
 
         return measure.run(options, console)
+    if options.command == "plan":
+        from pysa.cli import plan  # noqa: PLC0415
+
+        return plan.run(options, console)
     from pysa.cli import inspect  # noqa: PLC0415
 
     return inspect.run(options, console)

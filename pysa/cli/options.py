@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The parser of the whole command line."""
-    from pysa.cli import measure_options  # noqa: PLC0415  it declares its options with the functions below
+    from pysa.cli import measure_options, plan_options  # noqa: PLC0415  declared with the functions below
 
     parser = Parser(
         prog="pysa", description="Runs GGUF models with shared attention and a split KV cache.", allow_abbrev=False
@@ -57,6 +57,7 @@ def build_parser() -> Parser:
         )
     )
     measure_options.add_commands(commands)
+    plan_options.add_commands(commands)
     return parser
 
 

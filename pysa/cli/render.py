@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pysa.cli.console import Console
     from pysa.cli.generate import Outcome
     from pysa.cli.inspect import Inspection
+    from pysa.plan import Plan
 
 CACHE_PARTS = ("keys", "values", "window_keys", "window_values", "total", "dense")
 
@@ -59,6 +60,21 @@ def _cache_table(inspection: Inspection) -> list[str]:
         beyond = "  beyond n_ctx_train" if row.n > inspection.n_ctx_train else ""
         lines.append(f"{'':<12}{row.n:>9,}{dense:>12}{shared:>12}{100 * row.saving:>7.1f} %{beyond}")
     return lines
+
+
+def plan_note(plan: Plan) -> str | None:
+    """What was measured about a plan, in one line; None if nothing was."""
+    measured = plan.calibration
+    saving, at, increase = (measured.get(name) for name in ("saving", "saving_at", "perplexity_increase"))
+    if not plan.enabled or not isinstance(saving, float):
+        return None
+    parts = [f"saves {100 * saving:.1f} % of the cache" + (f" at {at:,}" if isinstance(at, int) else "")]
+    if isinstance(increase, float):
+        parts.append(f"measured {100 * increase:+.2f} % perplexity")
+    dense, shared = measured.get("recall_dense"), measured.get("recall_shared")
+    if isinstance(dense, float) and isinstance(shared, float):
+        parts.append(f"recall {100 * shared:.0f} % (dense {100 * dense:.0f} %)")
+    return f"plan        {plan.method}: {', '.join(parts)}"
 
 
 def footer_lines(outcome: Outcome) -> list[str]:

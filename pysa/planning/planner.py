@@ -1,0 +1,307 @@
+"""From a model and texts to a judged plan: cuts the text, runs a strategy, holds what comes out to the budget.
+
+The strategies are in strategies/, the gate in gate.py; `pysa plan` (pysa/cli/plan.py) is this with options and lines of
+text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pysa.errors import ArgumentError
+from pysa.model import Model
+from pysa.plan import Plan
+from pysa.planning.budget import Budget
+from pysa.planning.calibration import Calibration, calibrate
+from pysa.planning.gate import Gate, Sizes, Verdict, n_samples_in
+from pysa.planning.holdout import split
+from pysa.planning.strategies.groups import Saving, Shape, saving_at
+from pysa.planning.strategies.limits import Limits, parse_spans
+from pysa.planning.strategies.pod import LEAST_SIMILARITY, pod_for_saving, pod_plan
+from pysa.planning.strategies.sa import LEAST_COSINE, sa_plan, spans_by_count, spans_by_threshold
+from pysa.planning.strategies.search import Goal, Step
+from pysa.planning.strategies.setup import Texts, make_search, matcher_of, open_meter
+from pysa.planning.strategies.streaming import streaming_plan
+from pysa.planning.texts import Corpus, samples
+
+STRATEGIES = ("search", "pod", "sa", "streaming")
+MAX_TOKENS = 4096  # of a sample, unless more is asked for
+MAX_RECENT = 4080  # the paper's window less its 16 sinks
+WINDOW_SHARE = 8  # the window's default is one token in so many of a sample
+GATE_SHARE = 0.2  # of the time
+N_BACK = 3  # plans before the last one that the gate looks at
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked of find_plan(). None takes a default that depends on the model.
+
+    Attributes:
+        strategy: one of STRATEGIES.
+        n_sink, n_recent: the window. n_recent None: an eighth of a sample less the sinks, at most 4080; for `sa`: none.
+        n_samples: texts at most; time and memory may allow fewer.
+        n_tokens: of a text; None: the model's context, at most 4096.
+        n_queries: of each sample, for the calibration.
+        save: share of the cache's bytes to save at `at` tokens (None: the model's context).
+        threshold: of `pod` and `sa`.
+        layers: of `sa`: spans as `23-26,27-30`, or ""; n_follow: so many layers.
+        only_layers, keep_layers, only_heads, keep_heads: as Limits.of.
+        share_only: `search` without local heads.
+        budget: what the plan may cost.
+        time_s, memory_bytes: bounds of the search.
+    """
+
+    strategy: str = "search"
+    n_sink: int = 16
+    n_recent: int | None = None
+    n_samples: int = 8
+    n_tokens: int | None = None
+    n_queries: int = 16
+    save: float | None = None
+    at: int | None = None
+    threshold: float | None = None
+    layers: str = ""
+    n_follow: int | None = None
+    only_layers: str = ""
+    keep_layers: str = ""
+    only_heads: str = ""
+    keep_heads: str = ""
+    share_only: bool = False
+    budget: Budget = field(default_factory=Budget)
+    time_s: float = 3600.0
+    memory_bytes: int = 2 << 30
+
+
+@dataclass
+class Outcome:
+    """A judged plan.
+
+    Attributes:
+        plan: with what was measured in its `calibration`.
+        verdict: the gate's figures.
+        faults: what is over the budget; empty: the plan keeps to it.
+        saving, at: share of the dense cache's bytes saved at so many tokens.
+        reason: how the strategy came to this plan.
+        path: the plans of a search, each saving more than the one before.
+    """
+
+    plan: Plan
+    verdict: Verdict
+    faults: list[str]
+    saving: float
+    at: int
+    reason: str
+    path: Sequence[Step] = ()
+
+
+class Planner:
+    """Finds one plan.
+
+    Args:
+        model: any model with a dense mode.
+        corpus: the user's text; a quarter of it is kept for judging.
+        settings: what is asked.
+        state: a folder for what has been measured; None: nothing outlives the process.
+        say: is told what is done and decided, a line each.
+        progress: is told what is being done, and the share of the allowed time that is used, where that is known.
+
+    Raises:
+        ArgumentError: settings that do not go together, or too short a text.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        corpus: Corpus,
+        settings: Settings,
+        state: Path | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        progress: Callable[[str, float | None], None] = lambda what, share: None,
+    ) -> None:
+        self.model, self.settings, self._state, self._say, self._progress = model, settings, state, say, progress
+        self.shape = Shape.of(model)
+        self.n_tokens = settings.n_tokens or min(MAX_TOKENS, model.n_ctx_train)
+        self.n_recent = self._n_recent()
+        self.limits = Limits.of(
+            self.shape, settings.only_layers, settings.keep_layers, settings.only_heads, settings.keep_heads
+        )
+        self.at = settings.at or model.n_ctx_train
+        self.saving: Saving = saving_at(model, self.at)
+        self._check()
+        self._chosen, self._held = split(corpus, self.n_tokens)
+        self.n_samples = min(settings.n_samples, n_samples_in(model, self._chosen, self.n_tokens))
+        self._calibration: Calibration | None = None
+        self._eval_s = 0.0
+        if state is not None:
+            state.mkdir(parents=True, exist_ok=True)
+
+    def _n_recent(self) -> int:
+        s = self.settings
+        if s.n_recent is not None:
+            return s.n_recent
+        return 0 if s.strategy == "sa" else max(1, min(MAX_RECENT, self.n_tokens // WINDOW_SHARE - s.n_sink))
+
+    def _check(self) -> None:
+        s, n_window = self.settings, self.settings.n_sink + self.n_recent
+        if s.strategy not in STRATEGIES:
+            raise ArgumentError(f"--strategy: expected one of {', '.join(STRATEGIES)}, got {s.strategy!r}")
+        if self.n_tokens > self.model.n_ctx_train:
+            raise ArgumentError(
+                f"--tokens: expected at most the model's context of {self.model.n_ctx_train}, got {self.n_tokens}"
+            )
+        if 2 * n_window > self.n_tokens:
+            raise ArgumentError(
+                f"--tokens: samples too short for the window of {s.n_sink} + {self.n_recent}: expected at least "
+                f"{2 * n_window} tokens, got {self.n_tokens}; half of them must lie beyond the window: take longer "
+                "samples, or a smaller --recent"
+            )
+        if self.n_recent == 0 and s.strategy != "sa":
+            raise ArgumentError("--recent: expected at least 1 token, got 0; only --strategy sa goes without a window")
+
+    # ---- calibration
+
+    def calibration(self, path: Path | None = None) -> Calibration:
+        """Attention statistics of the model, from `path` if it is there, else measured and kept there."""
+        if self._calibration is None:
+            found = Calibration.load(path) if path is not None and path.exists() else None
+            self._calibration = self._calibrate() if found is None else self._checked(found, path)
+            if found is None and path is not None:
+                self._calibration.save(path)
+        return self._calibration
+
+    def _calibrate(self) -> Calibration:
+        s, n_recent = self.settings, self.n_recent or self.n_tokens // WINDOW_SHARE - self.settings.n_sink
+        n_sink = s.n_sink if s.n_sink + n_recent < self.n_tokens else 0
+        self._say(f"calibrating: {self.n_samples} samples of {self.n_tokens:,} tokens, window {n_sink} + {n_recent}")
+        start = time.perf_counter()
+        found = calibrate(
+            self.model,
+            samples(self.model, self._chosen, self.n_samples, self.n_tokens),
+            n_sink,
+            n_recent,
+            s.n_queries,
+            state=None if self._state is None else self._state / "calibration.part.npz",
+            corpus_sha256=self._chosen.sha256,
+            progress=lambda done, of: self._progress(f"calibrating: sample {done} of {of}", None),
+        )
+        self._eval_s = (time.perf_counter() - start) / self.n_samples
+        return found
+
+    def _checked(self, found: Calibration, path: Path | None) -> Calibration:
+        if (found.n_layer, found.n_head) != (self.shape.n_layer, self.shape.n_head):
+            raise ArgumentError(
+                f"{path}: of another model: expected {self.shape.n_layer} layers of {self.shape.n_head} heads, got "
+                f"{found.n_layer} of {found.n_head}"
+            )
+        if self.n_recent and (found.n_sink, found.n_recent) != (self.settings.n_sink, self.n_recent):
+            raise ArgumentError(
+                f"{path}: of another window: expected {self.settings.n_sink} + {self.n_recent}, got {found.n_sink} + "
+                f"{found.n_recent}; name another file, or give that window with --sinks and --recent"
+            )
+        return found
+
+    # ---- strategies
+
+    def find(self, calibration_path: Path | None = None) -> Outcome:
+        """Runs the strategy and the gate."""
+        strategy = self.settings.strategy
+        if strategy == "search":
+            return self._searched()
+        if strategy == "pod":
+            plan, reason = self._pod(self.calibration(calibration_path))
+        elif strategy == "sa":
+            plan, reason = self._sa(calibration_path)
+        else:
+            plan, reason = streaming_plan(self.limits, self.settings.n_sink, self.n_recent), "every head local"
+        self._say(f"{strategy}: {reason}; saves {self.saving(plan):.1%} at {self.at:,} tokens")
+        return self._outcome(plan, reason, self._gate(self._evaluation_s()))
+
+    def _pod(self, found: Calibration) -> tuple[Plan, str]:
+        s = self.settings
+        if s.save is not None and s.threshold is None:
+            plan, threshold = pod_for_saving(
+                found.similarity, self.limits, s.n_sink, self.n_recent, self.saving, s.save
+            )
+            return plan, f"threshold {threshold:.4f}, the highest that saves {s.save:.1%}"
+        threshold = LEAST_SIMILARITY if s.threshold is None else s.threshold
+        plan = pod_plan(found.similarity, self.limits, s.n_sink, self.n_recent, threshold)
+        return plan, f"threshold {threshold:g}"
+
+    def _sa(self, calibration_path: Path | None) -> tuple[Plan, str]:
+        s = self.settings
+        if s.layers:
+            spans, reason = parse_spans(s.layers, self.shape.n_layer, "--layers"), f"layers {s.layers} as given"
+        elif s.n_follow is not None:
+            cosine = self.calibration(calibration_path).layer_cosine
+            spans, threshold = spans_by_count(cosine, self.limits, s.n_follow)
+            reason = f"cosine {threshold:.4f}, the highest at which {s.n_follow} layers follow"
+        else:
+            threshold = LEAST_COSINE if s.threshold is None else s.threshold
+            spans = spans_by_threshold(self.calibration(calibration_path).layer_cosine, self.limits, threshold)
+            reason = f"cosine at least {threshold:g}"
+        return sa_plan(self.shape, spans, s.n_sink if self.n_recent else 0, self.n_recent), reason
+
+    def _searched(self) -> Outcome:
+        s = self.settings
+        texts = Texts(self._chosen, s.n_samples, self.n_tokens, s.n_sink, self.n_recent)
+        search_s = (1.0 - GATE_SHARE) * s.time_s
+        with ExitStack() as stack:
+            meter = open_meter(
+                self.model,
+                texts,
+                search_s,
+                s.memory_bytes,
+                self._state,
+                stack,
+                lambda: self._tell(meter.n_measured, search_s, meter.seconds),
+            )
+            matcher = matcher_of(self.model, meter, texts, self._state)
+            goal = Goal(s.save, s.budget, s.share_only)
+            search = make_search(meter, matcher, self.saving, self.limits, goal, search_s, self._say)
+            found = search.run()
+            evaluation_s = meter.dense_seconds(0)
+        gate = self._gate(evaluation_s)
+        outcome = self._outcome(found.step.plan, found.reason, gate)
+        # What fits on the search's text may not fit on other text: a smaller saving will do if none was asked for.
+        earlier = [step for step in found.path if step.saving < found.step.saving][::-1]
+        for step in earlier[: N_BACK if s.save is None else 0]:
+            if not outcome.faults:
+                break
+            self._say(f"over the budget on held-out text ({'; '.join(outcome.faults)}): back to {step.saving:.1%}")
+            outcome = self._outcome(step.plan, f"{found.reason}; stepped back for held-out text", gate)
+        outcome.path = found.path
+        return outcome
+
+    def _tell(self, n_measured: int, search_s: float, seconds: float) -> None:
+        self._progress(f"measured {n_measured} times", min(seconds / search_s, 1.0))
+
+    # ---- the gate
+
+    def _evaluation_s(self) -> float:
+        """Seconds that evaluating one sample takes; measured where no strategy has."""
+        if not self._eval_s:
+            tokens = samples(self.model, self._chosen, 1, self.n_tokens)[0]
+            with self.model.session(self.n_tokens, plan="dense") as session:
+                start = time.perf_counter()
+                session.eval(tokens, logits="none")
+                self._eval_s = time.perf_counter() - start
+        return self._eval_s
+
+    def _gate(self, evaluation_s: float) -> Gate:
+        sizes = Sizes.of(
+            GATE_SHARE * self.settings.time_s / max(evaluation_s, 1e-9),
+            n_samples_in(self.model, self._held, self.n_tokens),
+        )
+        path = None if self._state is None else self._state / "verdicts.json"
+        return Gate(self.model, self._held, self.n_tokens, sizes, path)
+
+    def _outcome(self, plan: Plan, reason: str, gate: Gate) -> Outcome:
+        self._progress("judging on held-out text", None)
+        verdict = gate.judge(plan)
+        saving = self.saving(plan)
+        plan.calibration = verdict.calibration(self._held.sha256, saving, self.at)
+        return Outcome(plan, verdict, verdict.faults(self.settings.budget), saving, self.at, reason)
