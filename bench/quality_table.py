@@ -115,7 +115,7 @@ def adapted_rows(control: Model, exam: Exam, adapted: dict[str, str]) -> list[Ro
     scores = exam.retrieval(control, tasks, {})["dense"]
     rows = []
     for name, path in adapted.items():
-        with Model(path) as model:
+        with Model(path, n_threads=control.n_threads) as model:
             plan = model.plan
             if plan is None:
                 raise SystemExit(f"--adapted: {path}: expected a file with a plan, got none; see pysa-convert --plan")
@@ -147,6 +147,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=20, help="stretches of text (20)")
     parser.add_argument("--questions", type=int, default=300, help="of recall (300)")
     parser.add_argument("--repeats", type=int, default=20, help="needles at each of five depths (20)")
+    parser.add_argument("--threads", type=int, default=0, help="of the engine (0: the physical cores)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path)
     args = parser.parse_args()
@@ -158,12 +159,12 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Measures and prints."""
     args = parsed()
-    with Model(args.model) as model:
+    with Model(args.model, n_threads=args.threads) as model:
         exam = Exam(args.text, model.n_ctx_train, args.windows, args.questions, args.repeats)
         rows = plan_rows(model, exam, {name: Plan.load(path) for name, path in args.plans})
     adapted = []
     if args.control:
-        with Model(args.control) as control:
+        with Model(args.control, n_threads=args.threads) as control:
             adapted = adapted_rows(control, exam, dict(args.adapted))
     print("| | cache saved | perplexity | change | KL, nats | same first choice | recall | needle |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
