@@ -61,7 +61,7 @@ class Settings:
     n_tokens: int | None = None
     minutes: float | None = None
     lr: float | None = None
-    warmup: float = 0.05
+    warmup: float = 0.1
     weight_decay: float = 0.0
     clip: float = 1.0
     kl_weight: float = 1.0
