@@ -16,7 +16,8 @@ from pysa.errors import ArgumentError
 from pysa.model import Model
 from pysa.planning.budget import Budget
 from pysa.planning.pictures import check_picture, plan_picture, save_picture, similarity_picture
-from pysa.planning.planner import Outcome, Planner, Settings
+from pysa.planning.planner import Outcome, Planner
+from pysa.planning.settings import Settings
 from pysa.planning.texts import read_corpus
 
 

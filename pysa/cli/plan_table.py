@@ -9,7 +9,7 @@ from typing import Any
 from pysa.cli.console import Console
 from pysa.cli.picture import plan_lines
 from pysa.planning.planner import Outcome
-from pysa.planning.strategies.search import Step
+from pysa.planning.strategies.steps import Step
 
 MAX_ROWS = 16  # of the curve
 

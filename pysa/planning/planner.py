@@ -9,71 +9,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pysa.errors import ArgumentError
 from pysa.model import Model
 from pysa.plan import Plan
-from pysa.planning.budget import Budget
 from pysa.planning.calibration import Calibration, calibrate
 from pysa.planning.gate import Gate, Sizes, Verdict, n_samples_in
 from pysa.planning.holdout import split
-from pysa.planning.strategies.groups import Saving, Shape, saving_at
+from pysa.planning.settings import Settings, default_recent, resolved
+from pysa.planning.strategies.groups import Shape, saving_at
 from pysa.planning.strategies.limits import Limits, parse_spans
 from pysa.planning.strategies.pod import LEAST_SIMILARITY, pod_for_saving, pod_plan
 from pysa.planning.strategies.sa import LEAST_COSINE, sa_plan, spans_by_count, spans_by_threshold
-from pysa.planning.strategies.search import Goal, Step
-from pysa.planning.strategies.setup import Texts, make_search, matcher_of, open_meter
+from pysa.planning.strategies.search import search
+from pysa.planning.strategies.setup import Texts, make_ground, matcher_of, open_meter
+from pysa.planning.strategies.steps import Goal, Step
 from pysa.planning.strategies.streaming import streaming_plan
 from pysa.planning.texts import Corpus, samples
 
-STRATEGIES = ("search", "pod", "sa", "streaming")
-MAX_TOKENS = 4096  # of a sample, unless more is asked for
-MAX_RECENT = 4080  # the paper's window less its 16 sinks
-WINDOW_SHARE = 8  # the window's default is one token in so many of a sample
 GATE_SHARE = 0.2  # of the time
 N_BACK = 3  # plans before the last one that the gate looks at
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is asked of find_plan(). None takes a default that depends on the model.
-
-    Attributes:
-        strategy: one of STRATEGIES.
-        n_sink, n_recent: the window. n_recent None: an eighth of a sample less the sinks, at most 4080; for `sa`: none.
-        n_samples: texts at most; time and memory may allow fewer.
-        n_tokens: of a text; None: the model's context, at most 4096.
-        n_queries: of each sample, for the calibration.
-        save: share of the cache's bytes to save at `at` tokens (None: the model's context).
-        threshold: of `pod` and `sa`.
-        layers: of `sa`: spans as `23-26,27-30`, or ""; n_follow: so many layers.
-        only_layers, keep_layers, only_heads, keep_heads: as Limits.of.
-        share_only: `search` without local heads.
-        budget: what the plan may cost.
-        time_s, memory_bytes: bounds of the search.
-    """
-
-    strategy: str = "search"
-    n_sink: int = 16
-    n_recent: int | None = None
-    n_samples: int = 8
-    n_tokens: int | None = None
-    n_queries: int = 16
-    save: float | None = None
-    at: int | None = None
-    threshold: float | None = None
-    layers: str = ""
-    n_follow: int | None = None
-    only_layers: str = ""
-    keep_layers: str = ""
-    only_heads: str = ""
-    keep_heads: str = ""
-    share_only: bool = False
-    budget: Budget = field(default_factory=Budget)
-    time_s: float = 3600.0
-    memory_bytes: int = 2 << 30
 
 
 @dataclass
@@ -122,45 +79,17 @@ class Planner:
         say: Callable[[str], None] = lambda line: None,
         progress: Callable[[str, float | None], None] = lambda what, share: None,
     ) -> None:
-        self.model, self.settings, self._state, self._say, self._progress = model, settings, state, say, progress
-        self.shape = Shape.of(model)
-        self.n_tokens = settings.n_tokens or min(MAX_TOKENS, model.n_ctx_train)
-        self.n_recent = self._n_recent()
-        self.limits = Limits.of(
-            self.shape, settings.only_layers, settings.keep_layers, settings.only_heads, settings.keep_heads
-        )
-        self.at = settings.at or model.n_ctx_train
-        self.saving: Saving = saving_at(model, self.at)
-        self._check()
+        self.model, self._state, self._say, self._progress = model, state, say, progress
+        self.settings, self.n_tokens, self.n_recent, self.at = resolved(settings, model)
+        self.shape, self.saving = Shape.of(model), saving_at(model, self.at)
+        s = self.settings
+        self.limits = Limits.of(self.shape, s.only_layers, s.keep_layers, s.only_heads, s.keep_heads)
         self._chosen, self._held = split(corpus, self.n_tokens)
-        self.n_samples = min(settings.n_samples, n_samples_in(model, self._chosen, self.n_tokens))
+        self.n_samples = min(s.n_samples, n_samples_in(model, self._chosen, self.n_tokens))
         self._calibration: Calibration | None = None
         self._eval_s = 0.0
         if state is not None:
             state.mkdir(parents=True, exist_ok=True)
-
-    def _n_recent(self) -> int:
-        s = self.settings
-        if s.n_recent is not None:
-            return s.n_recent
-        return 0 if s.strategy == "sa" else max(1, min(MAX_RECENT, self.n_tokens // WINDOW_SHARE - s.n_sink))
-
-    def _check(self) -> None:
-        s, n_window = self.settings, self.settings.n_sink + self.n_recent
-        if s.strategy not in STRATEGIES:
-            raise ArgumentError(f"--strategy: expected one of {', '.join(STRATEGIES)}, got {s.strategy!r}")
-        if self.n_tokens > self.model.n_ctx_train:
-            raise ArgumentError(
-                f"--tokens: expected at most the model's context of {self.model.n_ctx_train}, got {self.n_tokens}"
-            )
-        if 2 * n_window > self.n_tokens:
-            raise ArgumentError(
-                f"--tokens: samples too short for the window of {s.n_sink} + {self.n_recent}: expected at least "
-                f"{2 * n_window} tokens, got {self.n_tokens}; half of them must lie beyond the window: take longer "
-                "samples, or a smaller --recent"
-            )
-        if self.n_recent == 0 and s.strategy != "sa":
-            raise ArgumentError("--recent: expected at least 1 token, got 0; only --strategy sa goes without a window")
 
     # ---- calibration
 
@@ -174,8 +103,8 @@ class Planner:
         return self._calibration
 
     def _calibrate(self) -> Calibration:
-        s, n_recent = self.settings, self.n_recent or self.n_tokens // WINDOW_SHARE - self.settings.n_sink
-        n_sink = s.n_sink if s.n_sink + n_recent < self.n_tokens else 0
+        # SA has no window; its cosine does not depend on one.
+        n_sink, n_recent = self.settings.n_sink, self.n_recent or default_recent(self.n_tokens, 0)
         self._say(f"calibrating: {self.n_samples} samples of {self.n_tokens:,} tokens, window {n_sink} + {n_recent}")
         start = time.perf_counter()
         found = calibrate(
@@ -183,7 +112,7 @@ class Planner:
             samples(self.model, self._chosen, self.n_samples, self.n_tokens),
             n_sink,
             n_recent,
-            s.n_queries,
+            self.settings.n_queries,
             state=None if self._state is None else self._state / "calibration.part.npz",
             corpus_sha256=self._chosen.sha256,
             progress=lambda done, of: self._progress(f"calibrating: sample {done} of {of}", None),
@@ -243,7 +172,7 @@ class Planner:
             threshold = LEAST_COSINE if s.threshold is None else s.threshold
             spans = spans_by_threshold(self.calibration(calibration_path).layer_cosine, self.limits, threshold)
             reason = f"cosine at least {threshold:g}"
-        return sa_plan(self.shape, spans, s.n_sink if self.n_recent else 0, self.n_recent), reason
+        return sa_plan(self.shape, spans, s.n_sink, self.n_recent), reason
 
     def _searched(self) -> Outcome:
         s = self.settings
@@ -261,8 +190,7 @@ class Planner:
             )
             matcher = matcher_of(self.model, meter, texts, self._state)
             goal = Goal(s.save, s.budget, s.share_only)
-            search = make_search(meter, matcher, self.saving, self.limits, goal, search_s, self._say)
-            found = search.run()
+            found = search(make_ground(meter, matcher, self.saving, self.limits, goal, search_s, self._say))
             evaluation_s = meter.dense_seconds(0)
         gate = self._gate(evaluation_s)
         outcome = self._outcome(found.step.plan, found.reason, gate)

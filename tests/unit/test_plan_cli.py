@@ -160,7 +160,7 @@ ERRORS = [
     (["--save", "1.5"], 2, "--save: expected a number in 0..1, got '1.5'"),
     (["--save", "0"], 2, "--save: expected a share above 0 and below 1, as 0.35, got '0'"),
     (["--strategy", "magic"], 2, "invalid choice: 'magic'"),
-    (["--tokens", "512", "--recent", "400"], 1, "--tokens: samples too short for the window of 16 + 400"),
+    (["--tokens", "512", "--recent", "400"], 1, "--tokens: texts too short for the window of 16 + 400"),
     (["--tokens", "4096"], 1, "--tokens: expected at most the model's context of 2048, got 4096"),
     (["--tokens", "2048", "-t", "1"], 1, "too short: expected at least 8192 tokens, four samples of 2048"),
     (["--only-layers", "9"], 1, "--only-layers: expected a range within 0-3, got '9'"),

@@ -14,12 +14,14 @@ from pysa.errors import PysaError
 from pysa.planning.budget import Budget
 from pysa.planning.strategies import meter as meter_module
 from pysa.planning.strategies.cost import Sample
+from pysa.planning.strategies.ground import Ground
 from pysa.planning.strategies.groups import FOLLOWER, LOCAL, OWNER, Saving, Shape, group_kinds
 from pysa.planning.strategies.limits import Limits
 from pysa.planning.strategies.matching import Matcher
 from pysa.planning.strategies.meter import Meter
-from pysa.planning.strategies.search import Found, Goal, Search
+from pysa.planning.strategies.search import Found, search
 from pysa.planning.strategies.state import CostStore, plan_digest
+from pysa.planning.strategies.steps import Goal
 
 N_VOCAB, N_TOKENS = 40, 96
 POSITIONS = np.arange(20, 80)
@@ -100,7 +102,7 @@ def find(model: MadeUpModel, goal: Goal, time_s: float = 1e4, folder: Path | Non
     limits = Limits.of(model.shape, keep_layers=keep)
     saving: Saving = model.saving
     with make_meter(model, folder) as meter:
-        return Search(meter, model.matcher, saving, limits, goal, time_s).run()
+        return search(Ground(meter, model.matcher, saving, limits, goal, time_s, lambda line: None))
 
 
 def best_cost(model: MadeUpModel, save: float, kinds_of_group: tuple[int, ...]) -> float:

@@ -190,13 +190,16 @@ def test_followers_take_the_owner_that_changes_them_least() -> None:
     kinds = SHAPE.owners()
     kinds[3, 2] = FOLLOWER
     kinds[0, 1] = LOCAL  # heads 2 and 3 of layer 0
-    plan = matcher.plan(kinds, kinds == FOLLOWER)
+    plan = matcher.plan(kinds)
     assert plan is not None
     assert (plan.score_layer[3].tolist(), plan.score_head[3].tolist()) == ([3, 3, 3, 3, 1, 2], [0, 1, 2, 3, 1, 1])
     assert plan.mass_bias is not None
     assert plan.mass_bias[3].tolist() == [0, 0, 0, 0, -1.0, 0.25]
     assert matcher.group_errors(kinds)[3].tolist() == pytest.approx([0, 0, 0.7])
     assert matcher.group_errors(kinds)[0].tolist() == [0, 4.0, 0]
+    without = matcher.plan(kinds, kinds == OWNER)
+    assert without is not None
+    assert without.mass_bias is None
     kinds[:3] = LOCAL
     assert matcher.plan(kinds) is None
 
@@ -271,7 +274,9 @@ def test_the_mass_bias_is_the_best_of_its_grid(still: tuple[Shape, StillTrial, O
     shape, trial, table = still
     for il, head, a, g in ((1, 2, 0, 0), (2, 0, 1, 3)):
         changes = [relative_change(shape, trial, il, head, (a, g), float(b)) for b in BIASES]
-        assert best_biases(table, il)[head, a * 4 + g] == BIASES[int(np.argmin(changes))]
+        bias, left = best_biases(table, il)
+        assert bias[head, a * 4 + g] == BIASES[int(np.argmin(changes))]
+        assert left[head, a * 4 + g] == pytest.approx(min(changes), rel=1e-3)
 
 
 # ---- cost

@@ -14,12 +14,12 @@ from pysa.planning.strategies.proxy import OutputTable
 BIASES = np.linspace(-3.0, 3.0, 49).astype(np.float32)  # e^3 either way, in steps of an eighth
 
 
-def best_biases(table: OutputTable, il: int) -> npt.NDArray[np.float32]:
-    """(n_head, il * n_head): for every head of a layer and every source the bias of the least squared change."""
+def best_biases(table: OutputTable, il: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """(n_head, il * n_head) each: for every head of a layer and every source the best bias, and the change left."""
     best = np.zeros((table.shape.n_head, il * table.shape.n_head), np.float32)
     least = table.follower_error(il)
     for bias in BIASES:
         errors = table.follower_error(il, bias)
         better = errors < least
         best[better], least[better] = bias, errors[better]
-    return best
+    return best, least

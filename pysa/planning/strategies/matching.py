@@ -21,9 +21,9 @@ class Matcher:
     """Makes plans from kinds.
 
     Args:
-        errors: per layer il (n_head, il * n_head): what following a head of an earlier layer costs a head.
-        local: (n_layer, n_head): what seeing the window alone costs it.
-        biases: per layer (n_head, il * n_head): the mass bias that goes with a source, used where it is asked for.
+        errors: per layer il (n_head, il * n_head): what following a head of an earlier layer changes of a head.
+        local: (n_layer, n_head): what seeing the window alone changes of it.
+        biases: per layer (n_head, il * n_head): the mass bias that goes with a source.
     """
 
     def __init__(
@@ -40,10 +40,9 @@ class Matcher:
 
     @classmethod
     def of(cls, table: OutputTable, n_sink: int, n_recent: int) -> Matcher:
-        """By the change of the heads' outputs."""
-        layers = range(table.shape.n_layer)
-        errors = [table.follower_error(il) for il in layers]
-        biases = [best_biases(table, il) for il in layers]
+        """By the change of the heads' outputs, with the best bias for each source."""
+        fitted = [best_biases(table, il) for il in range(table.shape.n_layer)]
+        errors, biases = [error for _, error in fitted], [bias for bias, _ in fitted]
         return cls(table.shape, n_sink, n_recent, errors, table.local_error(), biases)
 
     def sources(self, kinds: Kinds) -> npt.NDArray[np.int32] | None:
@@ -68,7 +67,7 @@ class Matcher:
 
         Args:
             kinds: (n_layer, n_head_kv).
-            biased: (n_layer, n_head_kv), whose followers get their mass bias; None: nobody's.
+            biased: (n_layer, n_head_kv), whose followers get their mass bias; None: all of them.
         """
         sources = self.sources(kinds)
         if sources is None:
@@ -82,7 +81,8 @@ class Matcher:
         score_layer[local] = score_head[local] = -1
         plan = Plan("search", "scores", self.n_sink, self.n_recent, score_layer, score_head)
         if biased is not None:
-            plan.mass_bias = self._mass_bias(sources, follows & np.repeat(biased, shape.n_gqa, axis=1))
+            follows &= np.repeat(biased, shape.n_gqa, axis=1)
+        plan.mass_bias = self._mass_bias(sources, follows)
         return plan
 
     def _mass_bias(

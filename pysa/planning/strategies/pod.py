@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pysa.errors import ArgumentError
 from pysa.plan import Plan
-from pysa.planning.strategies.groups import Saving, Shape
+from pysa.planning.strategies.groups import Saving
 from pysa.planning.strategies.limits import Limits
 
 LEAST_SIMILARITY = 0.5  # the paper's
@@ -95,12 +95,3 @@ def pod_for_saving(
         else:
             high = middle
     return plan_at(low), low
-
-
-def spans_of(shape: Shape, plan: Plan) -> list[list[tuple[int, int]]]:
-    """For each head the blocks (first, last layer) of a plan of blocks."""
-    blocks = []
-    for head in range(shape.n_head):
-        firsts = [il for il in range(shape.n_layer) if plan.score_layer[il, head] == il]
-        blocks.append(list(zip(firsts, [f - 1 for f in firsts[1:]] + [shape.n_layer - 1], strict=True)))
-    return blocks

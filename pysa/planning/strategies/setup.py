@@ -11,19 +11,20 @@ from pysa.model import Model
 from pysa.plan import Plan
 from pysa.planning.state import fingerprint, load_arrays, save_arrays
 from pysa.planning.strategies.cost import Sample
+from pysa.planning.strategies.ground import Ground
 from pysa.planning.strategies.groups import Saving, Shape
 from pysa.planning.strategies.limits import Limits
 from pysa.planning.strategies.matching import Matcher
 from pysa.planning.strategies.meter import Meter
 from pysa.planning.strategies.proxy import OutputTable, output_table
 from pysa.planning.strategies.samples import n_queries, proxy_rows, search_samples
-from pysa.planning.strategies.search import Goal, Search
 from pysa.planning.strategies.state import CostStore
+from pysa.planning.strategies.steps import Goal
 from pysa.planning.tasks import Tasks
 from pysa.planning.texts import Corpus
 from pysa.planning.trial import Trial
 
-KIND, VERSION = "pysa matching", 1
+KIND, VERSION = "pysa matching", 2
 SEED = 3
 MEASUREMENT_SHARE = 0.03  # of the time that measuring one whole plan may take
 
@@ -114,7 +115,7 @@ def matcher_of(model: Model, meter: Meter, texts: Texts, state: Path | None) -> 
     return matcher
 
 
-def make_search(
+def make_ground(
     meter: Meter,
     matcher: Matcher,
     saving: Saving,
@@ -122,8 +123,8 @@ def make_search(
     goal: Goal,
     time_s: float,
     say: Callable[[str], None],
-) -> Search:
-    """The search; says what it measures on, and if the model recalls too little for that to mean much."""
+) -> Ground:
+    """What a search stands on; says what it measures on, and if the model recalls too little for that to mean much."""
     recalled = meter.measure(meter.dense).recalled
     n_text = sum(len(sample.text) for sample in meter.samples)
     n_asked = sum(len(sample.answers) for sample in meter.samples)
@@ -133,4 +134,4 @@ def make_search(
             f"the dense model answers {recalled:.0%} of the recall questions: what plans cost there is what changes "
             "in its wrong answers"
         )
-    return Search(meter, matcher, saving, limits, goal, time_s, say)
+    return Ground(meter, matcher, saving, limits, goal, time_s, say)
