@@ -191,11 +191,20 @@ def test_a_reader_that_goes_away_is_no_error_message(shared_gguf: Path, tmp_path
     assert done.stderr == b""
 
 
+# A test run in the background ignores SIGINT, and so would its children.
+INTERRUPTIBLE = """
+import signal, sys
+from pysa.cli.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_ctrl_c_ends_with_status_130(shared_gguf: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
-        "-m",
-        "pysa.cli.main",
+        "-c",
+        INTERRUPTIBLE,
         "generate",
         str(shared_gguf),
         "-p",
@@ -210,7 +219,10 @@ def test_ctrl_c_ends_with_status_130(shared_gguf: Path, tmp_path: Path) -> None:
         assert process.stderr is not None
         process.stdout.read(1)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        try:
+            assert process.wait(timeout=60) == 130
+        finally:
+            process.kill()
         assert process.stderr.read() == b"pysa: error: interrupted\n"
 
 

@@ -151,9 +151,11 @@ def test_matplotlib_is_not_loaded_unless_a_picture_is_asked_for(shared_gguf: Pat
     assert done.stdout.splitlines()[-1] == "False"
 
 
+# A test run in the background ignores SIGINT, and so would its children.
 ENDLESS = """
-import sys
+import signal, sys
 from pysa.cli import main, measure
+signal.signal(signal.SIGINT, signal.default_int_handler)
 one = measure.perplexity
 def endless(*arguments, **options):
     print("go", flush=True)
@@ -171,7 +173,10 @@ def test_ctrl_c_ends_with_status_130(shared_gguf: Path, text: Path, tmp_path: Pa
         assert process.stderr is not None
         assert process.stdout.readline() == b"go\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        try:
+            assert process.wait(timeout=60) == 130
+        finally:
+            process.kill()
         assert process.stdout.read() == b""
         assert process.stderr.read() == b"pysa: error: interrupted\n"
     assert list(tmp_path.iterdir()) == []
