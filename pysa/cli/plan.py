@@ -72,6 +72,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
         if getattr(options, name) and options.strategy not in strategies:
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option}: expected --strategy {' or '.join(strategies)}, got {options.strategy}")
+    if options.save is not None and options.threshold is not None:
+        raise UsageError("--threshold: not with --save, which finds the threshold: expected one of them, got both")
     budget = Budget(
         math.inf if options.max_kl is None else options.max_kl, options.max_ppl_increase, options.max_recall_drop
     )
@@ -123,18 +125,20 @@ def run(options: argparse.Namespace, console: Console) -> int:
     with Status(console, settings.time_s) as status, Model(options.model, n_threads=options.threads) as model:
         corpus = read_corpus(model, options.text)
         planner = Planner(model, corpus, settings, state, status.say, status.progress)
-        if calibration is not None or options.similarity_png:
-            planner.calibration(calibration)
-        outcome = planner.find(calibration)
-        heat_map = planner.calibration(calibration).similarity if options.similarity_png else None
+        try:
+            attention = planner.calibration(calibration) if calibration or options.similarity_png else None
+            outcome = planner.find(calibration)
+        except KeyboardInterrupt:
+            status.say(f"{state} has what was measured: the same command goes on from there")
+            raise
     is_written = not outcome.faults or options.force
     if is_written:
         outcome.plan.save(output, force=options.force)
     if options.png:
         save_picture(plan_picture(outcome.plan), options.png, options.force)
-    if heat_map is not None:
-        shape = planner.shape
-        save_picture(similarity_picture(heat_map, shape.n_layer, shape.n_head), options.similarity_png, options.force)
+    if attention is not None and options.similarity_png:
+        figure = similarity_picture(attention.similarity, attention.n_layer, attention.n_head)
+        save_picture(figure, options.similarity_png, options.force)
     return _report(options, console, outcome, output if is_written else None, state)
 
 

@@ -26,6 +26,7 @@ from pysa.planning.texts import Corpus, leading_tokens, samples
 SEED = 4  # of the documents; the search's are others
 DENSE, SHARED = "dense", "plan"
 TEXT_SHARE, RECALL_SHARE = 0.4, 0.35  # of the evaluations; the rest is needles
+ENOUGH = 0.7  # of what is wanted, for an earlier verdict to do
 
 
 @dataclass(frozen=True)
@@ -142,12 +143,12 @@ class Gate:
         Raises:
             PlanError: the plan does not fit the model.
         """
-        key = f"{plan_digest(plan)} {asdict(self._sizes)}"
-        if key not in self._known:
-            self._known[key] = asdict(self._measure(plan, advance))
+        key, wanted = plan_digest(plan), self._sizes.n_evaluations
+        if key not in self._known or self._known[key]["n_evaluations"] < ENOUGH * wanted:
+            self._known[key] = {"n_evaluations": wanted, "verdict": asdict(self._measure(plan, advance))}
             if self._path is not None:
                 _write(self._path, self._known)
-        return Verdict(**self._known[key])
+        return Verdict(**self._known[key]["verdict"])
 
     def _measure(self, plan: Plan, advance: Advance) -> Verdict:
         model, n, sizes = self._model, self._n_tokens, self._sizes
@@ -200,9 +201,10 @@ def _read(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        for fields in known.values():
-            Verdict(**fields)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        for entry in known.values():
+            Verdict(**entry["verdict"])
+            int(entry["n_evaluations"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise StateFileError(f"{path}: damaged: expected the verdicts of a gate: {error}; remove it") from error
     return dict(known)
 

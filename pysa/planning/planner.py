@@ -15,6 +15,7 @@ from pathlib import Path
 from pysa.errors import ArgumentError
 from pysa.model import Model
 from pysa.plan import Plan
+from pysa.planning.budget import Budget
 from pysa.planning.calibration import Calibration, calibrate
 from pysa.planning.gate import Gate, Sizes, Verdict, n_samples_in
 from pysa.planning.holdout import split
@@ -24,13 +25,15 @@ from pysa.planning.strategies.limits import Limits, parse_spans
 from pysa.planning.strategies.pod import LEAST_SIMILARITY, pod_for_saving, pod_plan
 from pysa.planning.strategies.sa import LEAST_COSINE, sa_plan, spans_by_count, spans_by_threshold
 from pysa.planning.strategies.search import search
-from pysa.planning.strategies.setup import Texts, make_ground, matcher_of, open_meter
+from pysa.planning.strategies.setup import Texts, identity, make_ground, matcher_of, open_meter
+from pysa.planning.strategies.state import check_settings
 from pysa.planning.strategies.steps import Goal, Step
 from pysa.planning.strategies.streaming import streaming_plan
 from pysa.planning.texts import Corpus, samples
 
 GATE_SHARE = 0.2  # of the time
-N_BACK = 3  # plans before the last one that the gate looks at
+N_BACK = 2  # plans before the last one that the gate looks at
+MARGIN = 0.9  # of the budget, that a plan to step back to should keep to
 
 
 @dataclass
@@ -87,38 +90,38 @@ class Planner:
         self._chosen, self._held = split(corpus, self.n_tokens)
         self.n_samples = min(s.n_samples, n_samples_in(model, self._chosen, self.n_tokens))
         self._calibration: Calibration | None = None
-        self._eval_s = 0.0
         if state is not None:
-            state.mkdir(parents=True, exist_ok=True)
+            check_settings(state, identity(model, corpus, self.n_tokens))
 
     # ---- calibration
 
     def calibration(self, path: Path | None = None) -> Calibration:
-        """Attention statistics of the model, from `path` if it is there, else measured and kept there."""
+        """Attention statistics of the model, from `path` (None: one in the state) if it is there, else kept there."""
         if self._calibration is None:
+            # SA has no window; its cosine does not depend on one.
+            n_recent = self.n_recent or default_recent(self.n_tokens, 0)
+            name = f"calibration-{self.settings.n_sink}-{n_recent}-{self.settings.n_queries}-{self.n_samples}"
+            if path is None and self._state is not None:
+                path = self._state / f"{name}.npz"
             found = Calibration.load(path) if path is not None and path.exists() else None
-            self._calibration = self._calibrate() if found is None else self._checked(found, path)
+            self._calibration = self._calibrate(n_recent, name) if found is None else self._checked(found, path)
             if found is None and path is not None:
                 self._calibration.save(path)
         return self._calibration
 
-    def _calibrate(self) -> Calibration:
-        # SA has no window; its cosine does not depend on one.
-        n_sink, n_recent = self.settings.n_sink, self.n_recent or default_recent(self.n_tokens, 0)
+    def _calibrate(self, n_recent: int, name: str) -> Calibration:
+        n_sink = self.settings.n_sink
         self._say(f"calibrating: {self.n_samples} samples of {self.n_tokens:,} tokens, window {n_sink} + {n_recent}")
-        start = time.perf_counter()
-        found = calibrate(
+        return calibrate(
             self.model,
             samples(self.model, self._chosen, self.n_samples, self.n_tokens),
             n_sink,
             n_recent,
             self.settings.n_queries,
-            state=None if self._state is None else self._state / "calibration.part.npz",
+            state=None if self._state is None else self._state / f"{name}.part.npz",
             corpus_sha256=self._chosen.sha256,
             progress=lambda done, of: self._progress(f"calibrating: sample {done} of {of}", None),
         )
-        self._eval_s = (time.perf_counter() - start) / self.n_samples
-        return found
 
     def _checked(self, found: Calibration, path: Path | None) -> Calibration:
         if (found.n_layer, found.n_head) != (self.shape.n_layer, self.shape.n_head):
@@ -179,26 +182,26 @@ class Planner:
         texts = Texts(self._chosen, s.n_samples, self.n_tokens, s.n_sink, self.n_recent)
         search_s = (1.0 - GATE_SHARE) * s.time_s
         with ExitStack() as stack:
+            window = None if self._state is None else self._state / f"window-{s.n_sink}-{self.n_recent}"
             meter = open_meter(
                 self.model,
                 texts,
                 search_s,
                 s.memory_bytes,
-                self._state,
+                window,
                 stack,
                 lambda: self._tell(meter.n_measured, search_s, meter.seconds),
             )
-            matcher = matcher_of(self.model, meter, texts, self._state)
+            matcher = matcher_of(self.model, meter, texts, window)
             goal = Goal(s.save, s.budget, s.share_only)
             found = search(make_ground(meter, matcher, self.saving, self.limits, goal, search_s, self._say))
             evaluation_s = meter.dense_seconds(0)
         gate = self._gate(evaluation_s)
         outcome = self._outcome(found.step.plan, found.reason, gate)
         # What fits on the search's text may not fit on other text: a smaller saving will do if none was asked for.
-        earlier = [step for step in found.path if step.saving < found.step.saving][::-1]
-        for step in earlier[: N_BACK if s.save is None else 0]:
-            if not outcome.faults:
-                break
+        step, n_left = found.step, N_BACK if s.save is None else 0
+        while outcome.faults and n_left and (before := _before(found.path, step, outcome.verdict, s.budget)):
+            step, n_left = before, n_left - 1
             self._say(f"over the budget on held-out text ({'; '.join(outcome.faults)}): back to {step.saving:.1%}")
             outcome = self._outcome(step.plan, f"{found.reason}; stepped back for held-out text", gate)
         outcome.path = found.path
@@ -210,14 +213,12 @@ class Planner:
     # ---- the gate
 
     def _evaluation_s(self) -> float:
-        """Seconds that evaluating one sample takes; measured where no strategy has."""
-        if not self._eval_s:
-            tokens = samples(self.model, self._chosen, 1, self.n_tokens)[0]
-            with self.model.session(self.n_tokens, plan="dense") as session:
-                start = time.perf_counter()
-                session.eval(tokens, logits="none")
-                self._eval_s = time.perf_counter() - start
-        return self._eval_s
+        """Seconds that evaluating one text takes; where no search has measured it."""
+        tokens = samples(self.model, self._chosen, 1, self.n_tokens)[0]
+        with self.model.session(self.n_tokens, plan="dense") as session:
+            start = time.perf_counter()
+            session.eval(tokens, logits="none")
+            return time.perf_counter() - start
 
     def _gate(self, evaluation_s: float) -> Gate:
         sizes = Sizes.of(
@@ -233,3 +234,12 @@ class Planner:
         saving = self.saving(plan)
         plan.calibration = verdict.calibration(self._held.sha256, saving, self.at)
         return Outcome(plan, verdict, verdict.faults(self.settings.budget), saving, self.at, reason)
+
+
+def _before(path: Sequence[Step], step: Step, verdict: Verdict, budget: Budget) -> Step | None:
+    """The plan on the path that saves most and costs so much less that the budget should be kept; or the first one."""
+    earlier = [one for one in path if one.saving < step.saving]
+    over = max(verdict.ppl_increase / max(budget.max_ppl_increase, 1e-9), verdict.kl / max(budget.max_kl, 1e-9))
+    share = MARGIN / over if over > 1.0 else 1.0
+    kept = [one for one in earlier if one.cost.total <= share * step.cost.total]
+    return kept[-1] if kept else next(iter(earlier), None)

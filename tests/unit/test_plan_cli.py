@@ -117,8 +117,8 @@ def test_a_second_search_measures_nothing(
     monkeypatch.setattr("pysa.planning.strategies.setup.Trial", None)
     assert plan(*arguments, output="again.json") == 0
     assert read(tmp_path / "again.json") == read(tmp_path / "plan.json")
-    assert plan(*arguments, "--sinks", "5", output="other.json") == 1
-    assert "measured with other settings: n_sink: expected 5, got 4" in capsys.readouterr().err
+    assert plan(*arguments, "--tokens", "400", "-t", "1", output="other.json") == 1
+    assert "measured with other settings: n_tokens: expected 400, got 512" in capsys.readouterr().err
 
 
 def test_pod_and_sa_take_their_calibration_from_a_file(
@@ -156,6 +156,7 @@ def test_pictures(plan: Run, tmp_path: Path) -> None:
 
 ERRORS = [
     (["--strategy", "pod", "--share-only"], 2, "--share-only: expected --strategy search, got pod"),
+    (["--strategy", "pod", "--threshold", "0.5", "--save", "0.2"], 2, "--threshold: not with --save"),
     (["--threshold", "0.5"], 2, "--threshold: expected --strategy pod or sa, got search"),
     (["--save", "1.5"], 2, "--save: expected a number in 0..1, got '1.5'"),
     (["--save", "0"], 2, "--save: expected a share above 0 and below 1, as 0.35, got '0'"),
@@ -184,6 +185,36 @@ def test_an_existing_plan_is_not_measured_for(plan: Run, tmp_path: Path, capsys:
     (tmp_path / "plan.json").write_text("{}")
     assert plan() == 1
     assert "plan.json: exists: expected a new file; --force replaces it" in capsys.readouterr().err
+
+
+def test_over_budget_on_held_out_text_it_steps_back(
+    plan: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(self: Any, plan: pysa.Plan, advance: Any = None) -> Verdict:
+        n_local = int((plan.kinds() == "local").sum())
+        return Verdict(**{**VERDICT.__dict__, "ppl_increase": 0.002 * n_local})
+
+    monkeypatch.setattr(gate_module.Gate, "judge", judge)
+    wide = ["--max-ppl-increase", "1e6", "--max-recall-drop", "1", "--json"]
+    assert plan(*wide) == 0
+    most = json.loads(capsys.readouterr().out)
+    n_most = sum(layer == -1 for row in most["plan"]["score_layer"] for layer in row)
+    assert n_most >= 12
+    # The searches are the same; only the gate allows less.
+    faults = Verdict.faults
+    monkeypatch.setattr(
+        Verdict, "faults", lambda self, _: faults(self, Budget(max_ppl_increase=0.002 * n_most - 0.001))
+    )
+    assert plan(*wide, output="less.json") == 0
+    captured = capsys.readouterr()
+    less = json.loads(captured.out)
+    assert "over the budget on held-out text (perplexity" in captured.err
+    assert "stepped back" in less["reason"]
+    assert less["saving"] < most["saving"]
+    assert any(step["saving"] == pytest.approx(less["saving"]) for step in less["curve"])
+    # Where a saving was asked for, less will not do.
+    assert plan(*wide, "--save", str(most["saving"] - 0.01), output="no.json") == 1
+    assert not (tmp_path / "no.json").exists()
 
 
 # ---- the gate's own rules

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pysa.model import Model
 from pysa.plan import Plan
@@ -60,13 +61,7 @@ def open_meter(
     samples = search_samples(tasks, texts.n_samples, texts.n_tokens, n_window, model.n_vocab, SEED)
     dense = Plan.dense(model.n_layer, model.n_head)
     dense.n_sink, dense.n_recent = texts.n_sink, texts.n_recent
-    settings = {
-        "model": fingerprint(model.path),
-        "corpus_sha256": texts.corpus.sha256,
-        "n_tokens": texts.n_tokens,
-        "n_sink": texts.n_sink,
-        "n_recent": texts.n_recent,
-    }
+    settings = {**identity(model, texts.corpus, texts.n_tokens), "n_sink": texts.n_sink, "n_recent": texts.n_recent}
     n_kept = max(n_queries(sample) for sample in samples)
     meter = Meter(
         samples,
@@ -80,6 +75,11 @@ def open_meter(
     by_memory = memory_bytes // sample_bytes(model, samples[0])
     meter.use_first(max(1, min(len(samples), by_time, by_memory)))
     return meter
+
+
+def identity(model: Model, corpus: Corpus, n_tokens: int) -> dict[str, Any]:
+    """What measurements belong to, whatever the window."""
+    return {"model": fingerprint(model.path), "corpus_sha256": corpus.sha256, "n_tokens": n_tokens}
 
 
 def sample_bytes(model: Model, sample: Sample) -> int:

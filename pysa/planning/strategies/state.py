@@ -54,8 +54,7 @@ class CostStore:
         self._costs: dict[Key, SampleCost] = {}
         self._path = folder / "costs.bin" if folder is not None else None
         if folder is not None and self._path is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            _check_settings(folder / "settings.json", {"version": VERSION, **settings})
+            check_settings(folder, settings)
             self._read(self._path)
 
     def __len__(self) -> int:
@@ -107,7 +106,14 @@ def _unpack(payload: bytes) -> tuple[Key, SampleCost]:
         return (digest, sample), SampleCost(**facts, features=data["features"])
 
 
-def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes what the measurements in a folder belong to, or compares it with what is written there.
+
+    Raises:
+        StateFileError: the folder belongs to something else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, settings = folder / "settings.json", {"version": VERSION, **settings}
     if not path.exists():
         temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -123,6 +129,6 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     if other:
         key = other[0]
         raise StateFileError(
-            f"{path.parent}: measured with other settings: {', '.join(other)}: expected {settings.get(key)!r}, "
+            f"{folder}: measured with other settings: {', '.join(other)}: expected {settings.get(key)!r}, "
             f"got {found.get(key)!r}; remove the folder or name another one with --state"
         )
