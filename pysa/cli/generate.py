@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import codecs
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pysa.cli.render import CACHE_PARTS, footer_lines, plan_note
 from pysa.errors import ContextFullError
 from pysa.model import Model
 from pysa.session import Session
+from pysa.text_stream import TextStream
 
 
 @dataclass
@@ -50,22 +50,6 @@ class Outcome:
     def saving(self) -> float:
         """Share of the dense cache's bytes that was not needed."""
         return 1.0 - self.cache["total"] / self.cache["dense"]
-
-
-class TextStream:
-    """Tokens to text as they come: bytes that do not yet make a character wait for the next token."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, token: int) -> str:
-        """The text that is complete with this token."""
-        return self._decoder.decode(self._model.token_to_piece(token))
-
-    def finish(self) -> str:
-        """What is left: U+FFFD for an unfinished character."""
-        return self._decoder.decode(b"", final=True)
 
 
 def read_prompt(options: argparse.Namespace) -> str:

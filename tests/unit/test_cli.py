@@ -310,10 +310,10 @@ def on_terminal(arguments: list[str], **environment: str) -> tuple[int, list[byt
 
 
 def test_unfinished_characters_wait_for_the_next_token() -> None:
-    from pysa.cli.generate import TextStream
+    from pysa.text_stream import TextStream
 
     class Pieces:
-        def token_to_piece(self, token: int) -> bytes:
+        def token_to_piece(self, token: int, special: bool = False) -> bytes:
             return bytes([token])
 
     stream = TextStream(Pieces())  # type: ignore[arg-type]
