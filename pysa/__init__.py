@@ -5,7 +5,7 @@
     for token in session.generate(model.tokenize("Once upon a time")):
         print(model.detokenize([token]), end="")
 
-Model, Session and Plan are imported when they are first used, so that `import pysa` itself stays quick.
+What needs numpy or the engine is imported when it is first used, so that `import pysa` itself stays quick.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from pysa.errors import (
 )
 
 if TYPE_CHECKING:
+    from pysa.memory import Fit, fit
     from pysa.model import Model
     from pysa.plan import Plan
+    from pysa.prefix_cache import PrefixCache
     from pysa.session import Session
 
 __version__ = "0.1.0"
@@ -39,10 +41,12 @@ __all__ = [
     "ContextFullError",
     "ConvertError",
     "DeviceError",
+    "Fit",
     "Model",
     "ModelFileError",
     "Plan",
     "PlanError",
+    "PrefixCache",
     "PysaError",
     "RollbackError",
     "Session",
@@ -50,9 +54,17 @@ __all__ = [
     "StateFileError",
     "UnsupportedModelError",
     "__version__",
+    "fit",
 ]
 
-_LAZY = {"Model": "pysa.model", "Plan": "pysa.plan", "Session": "pysa.session"}
+_LAZY = {
+    "Fit": "pysa.memory",
+    "Model": "pysa.model",
+    "Plan": "pysa.plan",
+    "PrefixCache": "pysa.prefix_cache",
+    "Session": "pysa.session",
+    "fit": "pysa.memory",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -73,6 +73,23 @@ def rewind(session: Session, tokens: Tokens, *, keep_last: int = 1) -> Reuse:
     return Reuse(start, n_shared - start)
 
 
+def returnable(session: Session) -> list[tuple[int, int]]:
+    """The positions to which a session can return exactly, as spans (first, last), the last first.
+
+    The sinks, to which it always can, are left out where they are a span of their own.
+    """
+    native = session.native
+    spans = []
+    high, n_sink = native.n_past, native.plan["n_sink"]
+    while high > n_sink:
+        low = high
+        while low > 0 and native.rollback_position(low - 1) == low - 1:
+            low -= 1
+        spans.append((low, high))
+        high = native.rollback_position(low - 1) if low > 0 else 0
+    return spans
+
+
 def evaluate_prompt(
     session: Session, tokens: Tokens, *, interrupt: Interrupt | None = None
 ) -> tuple[npt.NDArray[np.float32], Reuse]:
