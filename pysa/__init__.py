@@ -28,10 +28,13 @@ from pysa.errors import (
 )
 
 if TYPE_CHECKING:
+    from pysa.grammar import LlamaGrammar
+    from pysa.llama.llama import Llama
     from pysa.memory import Fit, fit
     from pysa.model import Model
     from pysa.plan import Plan
     from pysa.prefix_cache import PrefixCache
+    from pysa.sampling import SamplingParams
     from pysa.session import Session
 
 __version__ = "0.1.0"
@@ -42,6 +45,8 @@ __all__ = [
     "ConvertError",
     "DeviceError",
     "Fit",
+    "Llama",
+    "LlamaGrammar",
     "Model",
     "ModelFileError",
     "Plan",
@@ -49,6 +54,7 @@ __all__ = [
     "PrefixCache",
     "PysaError",
     "RollbackError",
+    "SamplingParams",
     "Session",
     "SessionBusyError",
     "StateFileError",
@@ -59,9 +65,12 @@ __all__ = [
 
 _LAZY = {
     "Fit": "pysa.memory",
+    "Llama": "pysa.llama.llama",
+    "LlamaGrammar": "pysa.grammar",
     "Model": "pysa.model",
     "Plan": "pysa.plan",
     "PrefixCache": "pysa.prefix_cache",
+    "SamplingParams": "pysa.sampling",
     "Session": "pysa.session",
     "fit": "pysa.memory",
 }

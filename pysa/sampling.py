@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 INT32_MAX = 2**31 - 1
 MAX_SEED = 2**32 - 2  # libllama reads the next one as "draw one"
+# libllama's filters take no share of 0, and no min_p of 1; these keep one token as well.
 _TINY = float(np.finfo(np.float32).tiny)
+_BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class SamplingParams:
         repeat_penalty: divides the logits of tokens among the last ones, above 0; 1 changes nothing.
         frequency_penalty: is subtracted for each time a token is among the last ones.
         presence_penalty: is subtracted once from a token among the last ones.
-        penalty_last_n: generated tokens that the penalties look at; -1 all, 0 none.
+        penalty_last_n: generated tokens that the penalties look at, 0..1048576.
         mirostat_mode: 1 or 2 takes mirostat in place of the filters above; 0 does not.
         mirostat_tau: the surprise mirostat aims at, in bits.
         mirostat_eta: how fast mirostat corrects itself.
@@ -72,7 +74,7 @@ class SamplingParams:
             raise ArgumentError("repeat_penalty: out of range: expected a number above 0, got 0")
         check_float("frequency_penalty", self.frequency_penalty, -1e6, 1e6)
         check_float("presence_penalty", self.presence_penalty, -1e6, 1e6)
-        check_int("penalty_last_n", self.penalty_last_n, -1, INT32_MAX)
+        check_int("penalty_last_n", self.penalty_last_n, 0, 1 << 20)
         check_int("mirostat_mode", self.mirostat_mode, 0, 2)
         check_float("mirostat_tau", self.mirostat_tau, 0.0, 1e6)
         check_float("mirostat_eta", self.mirostat_eta, 0.0, 1e6)
@@ -103,9 +105,9 @@ class SamplingParams:
             float(self.temperature),
             max(int(self.top_k), 0),
             max(float(self.top_p), _TINY),
-            float(self.min_p),
+            min(float(self.min_p), _BELOW_ONE),
             random.randint(0, MAX_SEED) if self.seed is None else int(self.seed),
-            vocab=model.native.vocab if bias or grammar is not None else None,
+            vocab=model.native.vocab,
             typical_p=max(float(self.typical_p), _TINY),
             repeat_penalty=float(self.repeat_penalty),
             frequency_penalty=float(self.frequency_penalty),

@@ -1,8 +1,85 @@
-"""The familiar interface: `import pysa.llama as llama_cpp` in place of llama-cpp-python."""
+"""The interface of llama-cpp-python: `import pysa.llama as llama_cpp`. docs/binding.md says what is the same.
+
+AsyncLlama is imported when it is first used.
+"""
 
 from __future__ import annotations
 
-from pysa.grammar import LlamaGrammar
-from pysa.llama.request import LogitsProcessorList, StoppingCriteriaList
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["LlamaGrammar", "LogitsProcessorList", "StoppingCriteriaList"]
+from pysa.grammar import LlamaGrammar
+from pysa.llama.arguments import (
+    GGML_TYPE_BF16,
+    GGML_TYPE_F16,
+    GGML_TYPE_F32,
+    GGML_TYPE_Q4_0,
+    GGML_TYPE_Q8_0,
+    LLAMA_ATTENTION_TYPE_CAUSAL,
+    LLAMA_ATTENTION_TYPE_UNSPECIFIED,
+    LLAMA_DEFAULT_SEED,
+    LLAMA_POOLING_TYPE_CLS,
+    LLAMA_POOLING_TYPE_LAST,
+    LLAMA_POOLING_TYPE_MEAN,
+    LLAMA_POOLING_TYPE_NONE,
+    LLAMA_POOLING_TYPE_UNSPECIFIED,
+    LLAMA_ROPE_SCALING_TYPE_LINEAR,
+    LLAMA_ROPE_SCALING_TYPE_NONE,
+    LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED,
+    LLAMA_ROPE_SCALING_TYPE_YARN,
+    LLAMA_SPLIT_MODE_LAYER,
+    LLAMA_SPLIT_MODE_NONE,
+    LLAMA_SPLIT_MODE_ROW,
+)
+from pysa.llama.caches import BaseLlamaCache, LlamaCache, LlamaDiskCache, LlamaRAMCache
+from pysa.llama.llama import Llama
+from pysa.llama.request import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from pysa.llama.state import LlamaState
+from pysa.llama.tokenizer import LlamaTokenizer
+from pysa.llama.types import PromptTooLongError
+
+if TYPE_CHECKING:
+    from pysa.llama.async_llama import AsyncLlama
+
+__all__ = [
+    "GGML_TYPE_BF16",
+    "GGML_TYPE_F16",
+    "GGML_TYPE_F32",
+    "GGML_TYPE_Q4_0",
+    "GGML_TYPE_Q8_0",
+    "LLAMA_ATTENTION_TYPE_CAUSAL",
+    "LLAMA_ATTENTION_TYPE_UNSPECIFIED",
+    "LLAMA_DEFAULT_SEED",
+    "LLAMA_POOLING_TYPE_CLS",
+    "LLAMA_POOLING_TYPE_LAST",
+    "LLAMA_POOLING_TYPE_MEAN",
+    "LLAMA_POOLING_TYPE_NONE",
+    "LLAMA_POOLING_TYPE_UNSPECIFIED",
+    "LLAMA_ROPE_SCALING_TYPE_LINEAR",
+    "LLAMA_ROPE_SCALING_TYPE_NONE",
+    "LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED",
+    "LLAMA_ROPE_SCALING_TYPE_YARN",
+    "LLAMA_SPLIT_MODE_LAYER",
+    "LLAMA_SPLIT_MODE_NONE",
+    "LLAMA_SPLIT_MODE_ROW",
+    "AsyncLlama",
+    "BaseLlamaCache",
+    "Llama",
+    "LlamaCache",
+    "LlamaDiskCache",
+    "LlamaGrammar",
+    "LlamaRAMCache",
+    "LlamaState",
+    "LlamaTokenizer",
+    "LogitsProcessor",
+    "LogitsProcessorList",
+    "PromptTooLongError",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "AsyncLlama":
+        raise AttributeError(f"module 'pysa.llama' has no attribute {name!r}")
+    return importlib.import_module("pysa.llama.async_llama").AsyncLlama
