@@ -45,6 +45,10 @@ def _run(arguments: list[str]) -> int:
         from pysa.cli import plan  # noqa: PLC0415
 
         return plan.run(options, console)
+    if options.command == "serve":
+        from pysa.cli import serve  # noqa: PLC0415
+
+        return serve.run(options, console)
     from pysa.cli import inspect  # noqa: PLC0415
 
     return inspect.run(options, console)

@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The parser of the whole command line."""
-    from pysa.cli import measure_options, plan_options  # noqa: PLC0415  declared with the functions below
+    from pysa.cli import measure_options, plan_options, serve_options  # noqa: PLC0415  declared with the functions below
 
     parser = Parser(
         prog="pysa", description="Runs GGUF models with shared attention and a split KV cache.", allow_abbrev=False
@@ -58,6 +58,7 @@ def build_parser() -> Parser:
     )
     measure_options.add_commands(commands)
     plan_options.add_commands(commands)
+    serve_options.add_commands(commands)
     return parser
 
 
