@@ -27,9 +27,10 @@ WORTH_KEEPING = 256  # new tokens after which a session is written to the cache 
 class Driven(Protocol):
     """A Completion or ChatCompletion, as far as its prompt goes."""
 
-    prompt_tokens: list[int]
-    wants_prompt_logits: bool
-
+    @property
+    def prompt_tokens(self) -> list[int]: ...  # noqa: D102
+    @property
+    def wants_prompt_logits(self) -> bool: ...  # noqa: D102
     def add_prompt_logits(self, rows: Logits) -> None: ...  # noqa: D102
     def set_reuse(self, reuse: Reuse) -> None: ...  # noqa: D102
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pysa._arguments import check_bool, check_text, check_tokens
 from pysa.errors import ArgumentError
+from pysa.model import Model
 
 if TYPE_CHECKING:
-    from pysa.model import Model
+    from pysa.llama.base import LlamaBase
 
 
 class LlamaTokenizer:
@@ -19,8 +20,8 @@ class LlamaTokenizer:
         source: a pysa.Llama or pysa.Model.
     """
 
-    def __init__(self, source: Any) -> None:
-        self._model: Model = getattr(source, "pysa_model", source)
+    def __init__(self, source: LlamaBase | Model) -> None:
+        self._model = source if isinstance(source, Model) else source.model
 
     def tokenize(self, text: bytes | str, add_bos: bool = True, special: bool = True) -> list[int]:
         """Text to token ids.
