@@ -79,6 +79,12 @@ function(pysa_add_llama_cpp)
     set(GGML_NATIVE ${PYSA_NATIVE} CACHE BOOL "" FORCE)
     set(GGML_CUDA ${PYSA_CUDA} CACHE BOOL "" FORCE)
     add_subdirectory("${PYSA_LLAMA_CPP_SOURCE}" "${CMAKE_BINARY_DIR}/llama.cpp" EXCLUDE_FROM_ALL)
+    # JSON schemas to grammars: a few files of `common`, the rest of which is for llama.cpp's own tools.
+    set(common "${PYSA_LLAMA_CPP_SOURCE}/common")
+    add_library(pysa_json_schema STATIC EXCLUDE_FROM_ALL "${common}/json-schema-to-grammar.cpp" "${common}/json-schema.cpp"
+        "${common}/json.cpp" "${common}/trie.cpp" "${common}/unicode.cpp")
+    target_include_directories(pysa_json_schema PUBLIC "${common}" PRIVATE "${PYSA_LLAMA_CPP_SOURCE}/vendor")
+    target_link_libraries(pysa_json_schema PUBLIC llama)
     if(PYSA_LLAMA_BENCH)
         # Beside the tree it comes from, so that none of the other tools is configured: BUILD/bin/llama-bench.
         set(LLAMA_TOOLS_INSTALL OFF CACHE BOOL "" FORCE)

@@ -39,6 +39,10 @@ class RollbackError(PysaError):
     """A position was asked for whose window rows the ring has overwritten."""
 
 
+class EvaluationCancelledError(PysaError):
+    """The caller's `interrupt` asked to stop; nothing was evaluated."""
+
+
 class SessionBusyError(PysaError, RuntimeError):
     """A second thread entered a session that is computing."""
 

@@ -38,7 +38,7 @@ void translate(std::exception_ptr pointer) {
     } catch (const ArgumentError & e) {
         raise("ArgumentError", e);
     } catch (const Interrupted & e) {
-        PyErr_SetString(PyExc_KeyboardInterrupt, e.what());
+        raise("EvaluationCancelledError", e);
     } catch (const Error & e) {
         raise("PysaError", e);
     }

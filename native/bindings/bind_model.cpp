@@ -85,6 +85,7 @@ void register_model(py::module_ & module) {
         .def_property_readonly("vocab",
                                [](const Model & model) { return std::const_pointer_cast<Vocab>(model.shared_vocab()); })
         .def_property_readonly("size_bytes", [](const Model & model) { return model.weights().size_bytes(); })
+        .def_property_readonly("fingerprint", &Model::fingerprint)
         .def_property_readonly("copied_bytes", [](const Model & model) { return model.weights().copied_bytes(); })
         .def("session", &make_session, py::arg("n_ctx") = defaults.n_ctx, py::arg("type_k") = defaults.type_k,
              py::arg("type_v") = defaults.type_v, py::arg("n_ubatch") = defaults.n_ubatch,

@@ -26,7 +26,8 @@ Logits parse_logits(const std::string & name) {
     if (name == "none") return Logits::none;
     if (name == "last") return Logits::last;
     if (name == "all") return Logits::all;
-    throw ArgumentError("logits: expected none, last or all, got \"" + name + "\"");
+    if (name == "embeddings") return Logits::embeddings;
+    throw ArgumentError("logits: expected none, last, all or embeddings, got \"" + name + "\"");
 }
 
 void check_shape(const TokenArray & tokens) {
@@ -34,9 +35,9 @@ void check_shape(const TokenArray & tokens) {
         throw ArgumentError("tokens: expected shape (n,), got " + std::to_string(tokens.ndim()) + " dimensions");
 }
 
-py::array_t<float> logits_array(py::ssize_t n_out, py::ssize_t n_vocab) {
+py::array_t<float> output_array(py::ssize_t n_out, py::ssize_t n_row) {
     try {
-        return py::array_t<float>({n_out, n_vocab});
+        return py::array_t<float>({n_out, n_row});
     } catch (const py::error_already_set &) {
         throw DeviceError("evaluation: out of memory: cannot hold " + std::to_string(n_out) +
                           " rows of logits; ask for logits=\"last\"");
@@ -47,12 +48,11 @@ py::array_t<float> eval(Session & session, const TokenArray & tokens, const std:
                         const py::object & interrupt) {
     check_shape(tokens);
     const Logits which = parse_logits(logits);
-    const py::ssize_t n_out = which == Logits::all ? tokens.size() : which == Logits::last ? 1 : 0;
-    py::array_t<float> out = logits_array(n_out, session.n_vocab());
+    const py::ssize_t n_out = which == Logits::none ? 0 : which == Logits::last ? 1 : tokens.size();
+    const int64_t n_row = which == Logits::embeddings ? session.n_embd() : session.n_vocab();
+    py::array_t<float> out = output_array(n_out, n_row);
     float * to = out.mutable_data();
-    const auto sink = [&](const float * rows, int64_t n_rows) {
-        to = std::copy_n(rows, n_rows * session.n_vocab(), to);
-    };
+    const auto sink = [&](const float * rows, int64_t n_rows) { to = std::copy_n(rows, n_rows * n_row, to); };
     const int32_t * ids = tokens.data();
     const int64_t n_tokens = tokens.size();
     run_interruptible(interrupt,
@@ -121,10 +121,12 @@ void register_session(py::module_ & module) {
         .def_property_readonly("v_skip", [](const Session & session) { return session.params().v_skip; })
         .def_property_readonly("attention", &Session::attention_name)
         .def_property_readonly("kernel", &Session::kernel_name)
+        .def_property_readonly("has_window", &Session::has_window)
         .def_property_readonly("plan", [](const Session & session) { return plan_to_dict(session.plan()); })
         .def_property_readonly("tokens", [](const Session & session) { return session.tokens(); })
         .def("eval", &eval, py::arg("tokens"), py::arg("logits") = "last", py::arg("interrupt") = py::none())
         .def("next_token", &next_token, py::arg("tokens"), py::arg("sampler"), py::arg("interrupt") = py::none())
+        .def("ubatch_size", &Session::ubatch_size, py::arg("n"))
         .def("fill", &fill, py::arg("n"), py::arg("seed") = 0)
         .def("truncate", &Session::truncate, py::arg("n"))
         .def("rollback_position", &Session::rollback_position, py::arg("n"))

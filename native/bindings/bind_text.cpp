@@ -30,11 +30,42 @@ std::vector<int32_t> tokenize(const Vocab & vocab, const std::string & text, boo
     return vocab.tokenize(text, add_special, parse_special);
 }
 
+std::unique_ptr<Sampler> make_sampler(float temperature, int32_t top_k, float top_p, float min_p, uint32_t seed,
+                                      std::shared_ptr<Vocab> vocab, float typical_p, float repeat_penalty,
+                                      float frequency_penalty, float presence_penalty, int32_t penalty_last_n,
+                                      int32_t mirostat_mode, float mirostat_tau, float mirostat_eta,
+                                      std::optional<std::map<int32_t, float>> logit_bias,
+                                      std::optional<std::string> grammar, std::string grammar_root) {
+    SamplerParams params;
+    params.temperature = temperature;
+    params.top_k = top_k;
+    params.top_p = top_p;
+    params.min_p = min_p;
+    params.seed = seed;
+    params.vocab = std::move(vocab);
+    params.typical_p = typical_p;
+    params.repeat_penalty = repeat_penalty;
+    params.frequency_penalty = frequency_penalty;
+    params.presence_penalty = presence_penalty;
+    params.penalty_last_n = penalty_last_n;
+    params.mirostat_mode = mirostat_mode;
+    params.mirostat_tau = mirostat_tau;
+    params.mirostat_eta = mirostat_eta;
+    if (logit_bias) params.logit_bias = std::move(*logit_bias);
+    if (grammar) params.grammar = std::move(*grammar);
+    params.grammar_root = std::move(grammar_root);
+    py::gil_scoped_release release;
+    return std::make_unique<Sampler>(params);
+}
+
 int32_t sample(Sampler & sampler, const FloatArray & logits) {
     if (logits.ndim() != 1 || logits.shape(0) > INT32_MAX) {
         throw ArgumentError("logits: expected shape (n_vocab,), got " + std::to_string(logits.ndim()) + " dimensions");
     }
-    return sampler.sample(logits.data(), static_cast<int32_t>(logits.shape(0)));
+    const float * values = logits.data();
+    const auto n_vocab = static_cast<int32_t>(logits.shape(0));
+    py::gil_scoped_release release;
+    return sampler.sample(values, n_vocab);
 }
 
 void quantize_file(const py::object & src, const py::object & dst, const std::string & type, int32_t n_threads) {
@@ -76,14 +107,25 @@ void register_text(py::module_ & module) {
             },
             py::arg("tokens"), py::arg("special") = false);
 
+    const SamplerParams defaults;
     py::class_<Sampler>(module, "Sampler", "Picks tokens from logits; seeded.")
-        .def(py::init([](float temperature, int32_t top_k, float top_p, float min_p, uint32_t seed) {
-                 return std::make_unique<Sampler>(SamplerParams{temperature, top_k, top_p, min_p, seed});
-             }),
-             py::arg("temperature") = 0.8f, py::arg("top_k") = 40, py::arg("top_p") = 0.95f, py::arg("min_p") = 0.05f,
-             py::arg("seed") = 0)
-        .def("sample", &sample, py::arg("logits"));
+        .def(py::init(&make_sampler), py::arg("temperature") = defaults.temperature, py::arg("top_k") = defaults.top_k,
+             py::arg("top_p") = defaults.top_p, py::arg("min_p") = defaults.min_p, py::arg("seed") = defaults.seed,
+             py::kw_only(), py::arg("vocab") = py::none(), py::arg("typical_p") = defaults.typical_p,
+             py::arg("repeat_penalty") = defaults.repeat_penalty,
+             py::arg("frequency_penalty") = defaults.frequency_penalty,
+             py::arg("presence_penalty") = defaults.presence_penalty,
+             py::arg("penalty_last_n") = defaults.penalty_last_n, py::arg("mirostat_mode") = defaults.mirostat_mode,
+             py::arg("mirostat_tau") = defaults.mirostat_tau, py::arg("mirostat_eta") = defaults.mirostat_eta,
+             py::arg("logit_bias") = py::none(), py::arg("grammar") = py::none(),
+             py::arg("grammar_root") = defaults.grammar_root)
+        .def("sample", &sample, py::arg("logits"))
+        .def("accept", &Sampler::accept, py::arg("token"))
+        .def("reset", &Sampler::reset)
+        .def("clone", &Sampler::clone);
 
+    module.def("json_schema_to_grammar", &json_schema_to_gbnf, py::arg("schema_json"),
+               py::call_guard<py::gil_scoped_release>(), "A grammar of the JSON texts that a JSON schema allows.");
     module.def("quantize", &quantize_file, py::arg("src"), py::arg("dst"), py::arg("type"), py::arg("n_threads") = 0,
                "libllama's quantiser; may end the process on a hostile file, so call it in a child process.");
     module.def("quantize_types", &quantize_types);

@@ -13,6 +13,7 @@ PYBIND11_MODULE(_native, module) {
     pysa::register_text(module);
     pysa::register_model(module);
     pysa::register_session(module);
+    pysa::register_batch(module);
     pysa::register_trial(module);
     pysa::register_planning(module);
 }

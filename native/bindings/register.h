@@ -5,6 +5,7 @@
 
 namespace pysa {
 
+void register_batch(pybind11::module_ & module);
 void register_errors();
 void register_file(pybind11::module_ & module);
 void register_machine(pybind11::module_ & module);

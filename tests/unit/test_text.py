@@ -123,7 +123,7 @@ def test_top_k_and_min_p_exclude() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("temperature", -0.1),
+        ("temperature", float("inf")),
         ("temperature", float("nan")),
         ("top_k", -1),
         ("top_p", 0.0),

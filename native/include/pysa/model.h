@@ -44,6 +44,9 @@ class Model {
     MemoryReport cache_formula(const SharingPlan & plan, int64_t n, const std::string & type_k,
                                const std::string & type_v) const;
 
+    // DeviceError in a process that was forked from the one that opened the model: the threads are not there.
+    void check_process() const;
+
     // Identifies the file by its header, plan and a sample of its weights, so that a saved session is not read into
     // another model.
     uint64_t fingerprint() const { return fingerprint_; }
@@ -59,6 +62,7 @@ class Model {
     std::unique_ptr<Weights> weights_;
     int32_t n_threads_ = 1;
     uint64_t fingerprint_ = 0;
+    int64_t process_ = 0;  // that opened it
 };
 
 }  // namespace pysa

@@ -14,11 +14,11 @@
 
 namespace pysa {
 
-enum class Logits { none, last, all };
+enum class Logits { none, last, all, embeddings };  // embeddings: of all tokens, what their logits are made from
 
 class Session {
   public:
-    // Takes rows of logits where they were computed, f32 [n_vocab, n_rows]; they are gone after the call.
+    // Takes rows where they were computed, f32 [n_vocab, n_rows] or, of embeddings, [n_embd, n_rows]; they are gone after the call.
     using LogitsSink = std::function<void(const float * rows, int64_t n_rows)>;
     // Asked between the nodes of a graph and between ubatches; true stops the evaluation.
     using Interrupt = std::function<bool()>;
@@ -29,6 +29,7 @@ class Session {
     int64_t n_past() const;
     int64_t n_ctx() const;
     int32_t n_vocab() const;
+    int32_t n_embd() const;
     const SharingPlan & plan() const;
     const SessionParams & params() const;
     std::string attention_name() const;   // fused, composed
@@ -42,6 +43,11 @@ class Session {
     // Evaluates tokens and picks the one after them, without a copy of the logits. Otherwise as eval().
     int32_t next_token(const int32_t * tokens, int64_t n_tokens, Sampler & sampler, const Interrupt & interrupt);
 
+    // How many of n tokens the next step of an evaluation takes at once.
+    int64_t ubatch_size(int64_t n) const;
+
+    // Whether a part of the cache is a ring that forgets, so that going back may need a checkpoint.
+    bool has_window() const;
     // Forgets positions >= n. RollbackError if the window before n has been overwritten and no checkpoint lies at n.
     void truncate(int64_t n);
     // The largest position <= n to which truncate can return.
@@ -65,6 +71,7 @@ class Session {
     void reset();
 
   private:
+    friend class Batch;
     class Impl;
     std::unique_ptr<Impl> impl_;
 };

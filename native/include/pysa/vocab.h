@@ -36,6 +36,8 @@ class Vocab {
     // `text` is UTF-8. `add_special` adds what the vocabulary adds (BOS, EOS), `parse_special` reads "<|im_end|>" as its token.
     std::vector<int32_t> tokenize(const std::string & text, bool add_special, bool parse_special) const;
 
+    const llama_vocab * handle() const { return vocab_; }
+
     // Bytes, which may end inside a UTF-8 character. `special` also spells control tokens out.
     std::string token_to_piece(int32_t token, bool special) const;
 

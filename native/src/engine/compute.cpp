@@ -3,11 +3,12 @@
 #include <string>
 
 #include "base/log.h"
+#include "base/process_id.h"
 #include "pysa/error.h"
 
 namespace pysa {
 
-Compute::Compute(int32_t n_threads, size_t max_nodes) : n_threads_(n_threads) {
+Compute::Compute(int32_t n_threads, size_t max_nodes) : n_threads_(n_threads), process_(process_id()) {
     ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
     pool_ = ggml_threadpool_new(&params);
     cpu_ = ggml_backend_cpu_init();
@@ -22,7 +23,9 @@ Compute::Compute(int32_t n_threads, size_t max_nodes) : n_threads_(n_threads) {
     ggml_backend_cpu_set_abort_callback(cpu_, &Compute::abort_callback, this);
 }
 
-Compute::~Compute() { free_all(); }
+Compute::~Compute() {
+    if (process_id() == process_) free_all();  // a forked child would wait for threads that it does not have
+}
 
 void Compute::free_all() {
     if (sched_) ggml_backend_sched_free(sched_);

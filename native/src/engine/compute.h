@@ -30,6 +30,7 @@ class Compute {
     void free_all();
 
     int32_t n_threads_;
+    int64_t process_;  // that the threads are in
     ggml_threadpool * pool_ = nullptr;
     ggml_backend_t cpu_ = nullptr;
     ggml_backend_sched_t sched_ = nullptr;

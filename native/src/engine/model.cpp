@@ -4,6 +4,7 @@
 
 #include "base/cpu_count.h"
 #include "base/log.h"
+#include "base/process_id.h"
 #include "file/gguf_file.h"
 #include "file/readers.h"
 #include "graph/weights.h"
@@ -41,6 +42,7 @@ std::shared_ptr<const Model> Model::open(const std::string & path, const ModelPa
         throw ArgumentError("n_threads: expected 0 (automatic) to 512, got " + std::to_string(params.n_threads));
     init_logging();
     std::shared_ptr<Model> model(new Model());
+    model->process_ = process_id();
     model->file_ = GgufFile::open(path);
     model->hp_ = read_hparams(*model->file_);
     model->plan_ = read_plan(*model->file_, model->hp_);
@@ -52,6 +54,13 @@ std::shared_ptr<const Model> Model::open(const std::string & path, const ModelPa
     model->fingerprint_ = file_hash(*model->file_);
     model->effective_plan(std::nullopt);  // a pruned file must be able to run its own plan
     return model;
+}
+
+void Model::check_process() const {
+    if (process_id() != process_)
+        throw DeviceError(file_->path() + ": opened before a fork: expected the process that opened it, " +
+                          std::to_string(process_) + ", got its child " + std::to_string(process_id()) +
+                          "; open the model in the child, or start processes with the method \"spawn\"");
 }
 
 SharingPlan Model::effective_plan(const std::optional<SharingPlan> & override_plan) const {

@@ -35,16 +35,15 @@ SessionParams checked(SessionParams params, const HParams & hp) {
 }  // namespace
 
 Session::Impl::Impl(std::shared_ptr<const Model> model, const SessionParams & params, const SharingPlan & plan)
-    : model_(std::move(model)), hp_(model_->hparams()), params_(checked(params, hp_)), plan_(plan),
-      table_(make_attn_table(plan_, hp_)), compute_(model_->n_threads(), 2 * step_graph_nodes(hp_)),
+    : model_(std::move(model)), hp_((model_->check_process(), model_->hparams())), params_(checked(params, hp_)),
+      plan_(plan), table_(make_attn_table(plan_, hp_)), compute_(model_->n_threads(), 2 * step_graph_nodes(hp_)),
       cache_(hp_, make_cache_layout(plan_, hp_, params_.n_slack),
              parse_cache_types(params_.type_k, params_.type_v, hp_), compute_.cache_buffer_type(), params_.n_ctx) {
     attention_ = params_.attention == "composed"
                      ? make_composed_attention(table_, cache_)
                      : make_fused_cpu_attention(table_, cache_, compute_.n_threads(), params_.v_skip);
-    builder_ = std::make_unique<StepGraphBuilder>(hp_, model_->weights().model(), cache_, *attention_);
-    graph_memory_.resize(2 * step_graph_nodes(hp_) * ggml_tensor_overhead() +
-                         ggml_graph_overhead_custom(step_graph_nodes(hp_), false));
+    stepper_ = std::make_unique<Stepper>(hp_, model_->weights().model(), compute_, 1);
+    lanes_ = {StepLane{&cache_, attention_.get(), {}, 0}};
 }
 
 void Session::Impl::truncate(int64_t n) {
@@ -119,6 +118,9 @@ Session::~Session() = default;
 int64_t Session::n_past() const { return impl_->cache_.n_past(); }
 int64_t Session::n_ctx() const { return impl_->params_.n_ctx; }
 int32_t Session::n_vocab() const { return impl_->hp_.n_vocab; }
+int32_t Session::n_embd() const { return impl_->hp_.n_embd; }
+int64_t Session::ubatch_size(int64_t n) const { return impl_->ubatch_size(std::max<int64_t>(n, 1)); }
+bool Session::has_window() const { return impl_->cache_.layout().has_ring(); }
 const SharingPlan & Session::plan() const { return impl_->plan_; }
 const SessionParams & Session::params() const { return impl_->params_; }
 std::string Session::attention_name() const { return impl_->attention_->name(); }

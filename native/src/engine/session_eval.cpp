@@ -1,5 +1,4 @@
-// Evaluation: plan the cache, build the graph or take the last one again, run it, commit. Only commit changes what the
-// session holds.
+// Evaluation: plan the cache, step, commit. Only commit changes what the session holds.
 #include <algorithm>
 #include <new>
 #include <utility>
@@ -10,39 +9,62 @@ namespace pysa {
 
 void Session::Impl::eval(const int32_t * tokens, int64_t n_tokens, Logits logits, const LogitsSink & sink,
                          const Interrupt & interrupt) {
-    check_room(n_tokens);
-    const int64_t n_before = cache_.n_past();
+    model_->check_process();
+    const Before before = take_in(tokens, n_tokens);
     try {
-        tokens_.insert(tokens_.end(), tokens, tokens + n_tokens);  // checked here: the caller's may change meanwhile
-        check_tokens(n_before);
-        cache_.reserve(n_before + n_tokens);
-        eval_ubatches(n_before, logits, sink, interrupt);
+        eval_ubatches(logits, sink, interrupt);
     } catch (const std::bad_alloc &) {
-        tokens_.resize(size_t(n_before));
+        revert(before);
         throw DeviceError("evaluation: out of memory: cannot hold " + std::to_string(n_tokens) +
                           " more tokens; evaluate fewer at once");
     } catch (...) {
-        tokens_.resize(size_t(n_before));
+        revert(before);
         throw;
     }
 }
 
-void Session::Impl::eval_ubatches(int64_t n_before, Logits logits, const LogitsSink & sink,
-                                  const Interrupt & interrupt) {
-    const int64_t n_end = int64_t(tokens_.size()), n_tokens = n_end - n_before;
-    const bool needs_undo = cache_.ring().overwrites_window(n_before, n_tokens) && cache_.layout().has_ring();
-    // Without a snapshot the rows below n_before that a query there needs stay; older ones count as overwritten.
-    const RingSnapshot undo =
-        needs_undo ? cache_.snapshot() : RingSnapshot{n_before, std::max(cache_.ring().n_written, n_end), {}};
+Session::Impl::Before Session::Impl::take_in(const int32_t * tokens, int64_t n_tokens) {
+    check_room(n_tokens);
+    Before before{cache_.n_past(), false, {}};
+    const int64_t n_end = before.n_past + n_tokens;
     try {
-        while (cache_.n_past() < n_end) {
-            const int64_t n = ubatch_size(n_end - cache_.n_past());
-            const bool is_last = cache_.n_past() + n == n_end;
-            step(n, logits == Logits::all ? n : logits == Logits::last && is_last ? 1 : 0, sink, interrupt);
-        }
+        tokens_.insert(tokens_.end(), tokens, tokens + n_tokens);  // checked here: the caller's may change meanwhile
+        check_tokens(before.n_past);
+        cache_.reserve(n_end);
+        before.overwrites = cache_.ring().overwrites_window(before.n_past, n_tokens) && cache_.layout().has_ring();
+        // Without a snapshot the rows before that a query there needs stay; older ones count as overwritten.
+        before.ring = before.overwrites ? cache_.snapshot()
+                                        : RingSnapshot{before.n_past, std::max(cache_.ring().n_written, n_end), {}};
+    } catch (const std::bad_alloc &) {
+        tokens_.resize(size_t(before.n_past));
+        throw DeviceError("evaluation: out of memory: cannot hold " + std::to_string(n_tokens) +
+                          " more tokens; evaluate fewer at once");
     } catch (...) {
-        needs_undo ? cache_.restore(undo) : cache_.restore_position(undo.n_past, undo.n_written);
+        tokens_.resize(size_t(before.n_past));
         throw;
+    }
+    return before;
+}
+
+void Session::Impl::revert(const Before & before) {
+    tokens_.resize(size_t(before.n_past));
+    before.overwrites ? cache_.restore(before.ring)
+                      : cache_.restore_position(before.ring.n_past, before.ring.n_written);
+}
+
+void Session::Impl::eval_ubatches(Logits logits, const LogitsSink & sink, const Interrupt & interrupt) {
+    const int64_t n_end = int64_t(tokens_.size());
+    const bool all = logits == Logits::all || logits == Logits::embeddings;
+    const StepOut out = logits == Logits::embeddings ? StepOut::embeddings : StepOut::logits;
+    StepLane & lane = lanes_.front();
+    while (cache_.n_past() < n_end) {
+        const int64_t n = ubatch_size(n_end - cache_.n_past());
+        const bool is_last = cache_.n_past() + n == n_end;
+        lane.step = {cache_.n_past(), n};
+        lane.n_out = all ? n : logits == Logits::last && is_last ? 1 : 0;
+        const float * rows = stepper_->step(lanes_, out, tokens_.data() + lane.step.n_past, interrupt);
+        if (rows) sink(rows, lane.n_out);
+        cache_.commit(n);
     }
 }
 
@@ -62,29 +84,10 @@ void Session::Impl::check_tokens(int64_t first) const {
                                 std::to_string(hp_.n_vocab - 1) + ", got " + std::to_string(tokens_[i]));
 }
 
-// As many tokens as n_ubatch and the budget for shared scores allow at the depth they end at.
 int64_t Session::Impl::ubatch_size(int64_t n_left) const {
     const int64_t n = std::min<int64_t>(n_left, params_.n_ubatch);
     const int64_t per_token = attention_->bytes_per_token(cache_.n_past() + n);
     return per_token == 0 ? n : std::clamp<int64_t>(params_.distant_budget_bytes / per_token, 1, n);
-}
-
-void Session::Impl::step(int64_t n_tokens, int64_t n_out, const LogitsSink & sink, const Interrupt & interrupt) {
-    if (interrupt && interrupt()) throw Interrupted("evaluation: interrupted");
-    const AttnStep now{cache_.n_past(), n_tokens};
-    StepGraph graph = std::exchange(graph_, {});  // kept for the next step only if this one succeeds
-    if (graph.gf && builder_->can_reuse(now, n_out)) {
-        builder_->reuse(now);
-    } else {
-        graph_ctx_.reset(ggml_init({graph_memory_.size(), graph_memory_.data(), true}));
-        graph = builder_->build(graph_ctx_.get(), now, n_out);
-        compute_.allocate(graph.gf);
-    }
-    builder_->set_inputs(tokens_.data() + now.n_past);
-    compute_.run(graph.gf, interrupt);
-    if (graph.logits) sink(ggml_get_data_f32(graph.logits), n_out);  // the CPU backend's memory is the host's
-    cache_.commit(n_tokens);
-    graph_ = graph;
 }
 
 }  // namespace pysa

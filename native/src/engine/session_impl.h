@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/compute.h"
+#include "engine/stepper.h"
 #include "graph/step_graph.h"
 #include "kv/split_cache.h"
 #include "ops/shared_attn.h"
@@ -19,6 +20,18 @@ class StateReader;
 class Session::Impl {
   public:
     Impl(std::shared_ptr<const Model> model, const SessionParams & params, const SharingPlan & plan);
+
+    // How the session was before tokens came in.
+    struct Before {
+        int64_t n_past = 0;
+        bool overwrites = false;  // the window's rows are in the snapshot; else only its positions
+        RingSnapshot ring;
+    };
+    // Checks the tokens and makes room for them; they are in tokens_ then, and the session must be stepped over them or reverted.
+    Before take_in(const int32_t * tokens, int64_t n_tokens);
+    void revert(const Before & before);
+    // As many tokens as n_ubatch and the budget for shared scores allow at the depth they end at.
+    int64_t ubatch_size(int64_t n_left) const;
 
     void eval(const int32_t * tokens, int64_t n_tokens, Logits logits, const LogitsSink & sink,
               const Interrupt & interrupt);
@@ -40,8 +53,7 @@ class Session::Impl {
     Compute compute_;
     SplitCache cache_;
     std::unique_ptr<SharedAttention> attention_;
-    std::unique_ptr<StepGraphBuilder> builder_;
-    std::vector<uint8_t> graph_memory_;
+    std::unique_ptr<Stepper> stepper_;
     std::vector<int32_t> tokens_;  // of the positions held and, during an evaluation, of those to come
     std::map<int64_t, RingSnapshot> checkpoints_;
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
@@ -49,13 +61,9 @@ class Session::Impl {
   private:
     void check_room(int64_t n_tokens) const;
     void check_tokens(int64_t first) const;
-    void eval_ubatches(int64_t n_before, Logits logits, const LogitsSink & sink, const Interrupt & interrupt);
-    int64_t ubatch_size(int64_t n_left) const;
-    void step(int64_t n_tokens, int64_t n_out, const LogitsSink & sink, const Interrupt & interrupt);
+    void eval_ubatches(Logits logits, const LogitsSink & sink, const Interrupt & interrupt);
 
-    // The last step's graph, still allocated: the next one of the same shape takes it again. It lives in graph_memory_.
-    StepGraph graph_;
-    std::unique_ptr<ggml_context, decltype(&ggml_free)> graph_ctx_{nullptr, ggml_free};
+    std::vector<StepLane> lanes_;  // one, kept to avoid an allocation per token
 };
 
 }  // namespace pysa

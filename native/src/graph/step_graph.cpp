@@ -1,7 +1,6 @@
 #include "graph/step_graph.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "ggml-backend.h"
 
@@ -11,11 +10,19 @@ namespace {
 
 int64_t size_of(const ggml_tensor * tensor) { return tensor ? tensor->ne[0] : 0; }
 
+// `n` of a tensor's rows along dimension `dim`, from row `first` on; the tensor itself if that is all of them.
+ggml_tensor * stretch(ggml_context * ctx, ggml_tensor * t, int dim, int64_t first, int64_t n) {
+    if (!t || t->ne[dim] == n) return t;
+    int64_t ne[3] = {t->ne[0], t->ne[1], t->ne[2]};
+    ne[dim] = n;
+    return ggml_view_3d(ctx, t, ne[0], ne[1], ne[2], t->nb[1], t->nb[2], size_t(first) * t->nb[dim]);
+}
+
 }  // namespace
 
-size_t step_graph_nodes(const HParams & hp) {
+size_t step_graph_nodes(const HParams & hp, size_t n_lanes) {
     // Composed attention takes about 30 nodes per run of KV heads, and one view and one concat per head at worst.
-    return 256 + size_t(hp.n_layer) * (64 + 40 * size_t(hp.n_head_kv) + 4 * size_t(hp.n_head));
+    return 256 + size_t(hp.n_layer) * (64 + n_lanes * (16 + 40 * size_t(hp.n_head_kv) + 4 * size_t(hp.n_head)));
 }
 
 ggml_tensor * StepGraphBuilder::input(ggml_context * ctx, ggml_type type, int64_t n) {
@@ -43,10 +50,10 @@ ggml_tensor * StepGraphBuilder::rope(ggml_context * ctx, ggml_tensor * x) const 
 }
 
 // Full rows are written before attention reads them; ring rows after it, because they overwrite rows it still needs.
-void StepGraphBuilder::write_rows(ggml_context * ctx, ggml_cgraph * gf, int32_t il, bool is_key, bool to_full,
-                                  ggml_tensor * cur) const {
-    const LayerLayout & layout = cache_.layout().layers[il];
-    const LayerCache & cache = cache_.layer(il);
+void StepGraphBuilder::write_rows(ggml_context * ctx, ggml_cgraph * gf, int32_t il, const Lane & lane, bool is_key,
+                                  bool to_full, ggml_tensor * cur) const {
+    const LayerLayout & layout = lane.given.cache->layout().layers[il];
+    const LayerCache & cache = lane.given.cache->layer(il);
     ggml_tensor * store = is_key ? (to_full ? cache.k_full : cache.k_ring) : (to_full ? cache.v_full : cache.v_ring);
     if (!store) return;
     const auto belongs = [&](int32_t kv) {
@@ -66,10 +73,10 @@ void StepGraphBuilder::write_rows(ggml_context * ctx, ggml_cgraph * gf, int32_t 
         int32_t end = begin;
         while (end < hp_.n_head_kv && belongs(end)) ++end;
         if (to_full) {
-            write(begin, end - begin, full_rows_, 0);
+            write(begin, end - begin, lane.full_rows, 0);
         } else {
-            write(begin, end - begin, sink_rows_, 0);
-            write(begin, end - begin, tail_rows_, step_.n_tokens - size_of(tail_rows_));
+            write(begin, end - begin, lane.sink_rows, 0);
+            write(begin, end - begin, lane.tail_rows, lane.shape.n_tokens - size_of(lane.tail_rows));
         }
         begin = end;
     }
@@ -80,46 +87,69 @@ ggml_tensor * StepGraphBuilder::query(ggml_context * ctx, const LayerWeights & w
     return rope(ctx, w.q_norm ? norm(ctx, q, w.q_norm) : q);
 }
 
+StepGraphBuilder::Rows StepGraphBuilder::rows_of(ggml_context * ctx, const Lane & lane, const Rows & all) const {
+    const int64_t first = lane.first_token, n = lane.shape.n_tokens;
+    return {stretch(ctx, all.q, 2, first, n), stretch(ctx, all.k, 1, first, n), stretch(ctx, all.v, 1, first, n)};
+}
+
 ggml_tensor * StepGraphBuilder::attention_block(ggml_context * ctx, ggml_cgraph * gf, int32_t il, ggml_tensor * x,
                                                 const LayerOut & wanted) {
     const LayerWeights & w = weights_.layers[il];
-    const LayerLayout & layout = cache_.layout().layers[il];
-    const int64_t n_tokens = step_.n_tokens;
-    ggml_tensor *q = nullptr, *k = nullptr;
-    if (layout.needs_q && wanted.any) {
-        q = query(ctx, w, x);
+    bool needs_q = false, needs_k = false;
+    for (const Lane & lane : lanes_) {
+        needs_q |= lane.given.cache->layout().layers[il].needs_q;
+        needs_k |= lane.given.cache->layout().layers[il].needs_k;
+    }
+    Rows all;
+    if (needs_q && wanted.any) {
+        all.q = query(ctx, w, x);
         if (probe_ && probe_->shows_queries) {
-            if (q->view_src) q = ggml_cont(ctx, q);  // an output must have memory of its own
-            ggml_set_output(probe_->queries[il] = q);
+            if (all.q->view_src) all.q = ggml_cont(ctx, all.q);  // an output must have memory of its own
+            ggml_set_output(probe_->queries[il] = all.q);
         }
-        ggml_build_forward_expand(gf, q);
+        ggml_build_forward_expand(gf, all.q);
     }
-    if (layout.needs_k) {
-        k = ggml_reshape_3d(ctx, linear(ctx, w.wk, w.bk, x), hp_.n_embd_head_k, hp_.n_head_kv, n_tokens);
-        k = rope(ctx, w.k_norm ? norm(ctx, k, w.k_norm) : k);
-        k = ggml_permute(ctx, k, 0, 2, 1, 3);  // [n_embd_head_k, n_tokens, n_head_kv]
-        ggml_build_forward_expand(gf, k);
+    if (needs_k) {
+        all.k = ggml_reshape_3d(ctx, linear(ctx, w.wk, w.bk, x), hp_.n_embd_head_k, hp_.n_head_kv, n_tokens_);
+        all.k = rope(ctx, w.k_norm ? norm(ctx, all.k, w.k_norm) : all.k);
+        all.k = ggml_permute(ctx, all.k, 0, 2, 1, 3);  // [n_embd_head_k, n_tokens, n_head_kv]
+        ggml_build_forward_expand(gf, all.k);
     }
-    ggml_tensor * v = ggml_reshape_3d(ctx, linear(ctx, w.wv, w.bv, x), hp_.n_embd_head_v, hp_.n_head_kv, n_tokens);
-    v = ggml_permute(ctx, v, 0, 2, 1, 3);
-    ggml_build_forward_expand(gf, v);
+    all.v = ggml_reshape_3d(ctx, linear(ctx, w.wv, w.bv, x), hp_.n_embd_head_v, hp_.n_head_kv, n_tokens_);
+    all.v = ggml_permute(ctx, all.v, 0, 2, 1, 3);
+    ggml_build_forward_expand(gf, all.v);
 
-    if (k) write_rows(ctx, gf, il, true, true, k);
-    write_rows(ctx, gf, il, false, true, v);
     ggml_tensor * out = nullptr;
-    if (wanted.any) {
-        AttnInputs in{q, k, v};
-        if (cache_.layout().n_recent > 0) {
-            in.k_cur = ggml_cast(ctx, k, cache_.types().k);
-            in.v_cur = ggml_cast(ctx, v, cache_.types().v);
-        }
-        out = attention_.build(ctx, gf, il, in);
-        ggml_build_forward_expand(gf, out);
+    for (const Lane & lane : lanes_) {
+        ggml_tensor * cur = attend(ctx, gf, il, lane, rows_of(ctx, lane, all), wanted.any);
+        out = out ? ggml_concat(ctx, out, cur, 1) : cur;
     }
-    if (k) write_rows(ctx, gf, il, true, false, k);
-    write_rows(ctx, gf, il, false, false, v);
     if (out && wanted.ids) out = ggml_get_rows(ctx, out, wanted.ids);
     return out ? linear(ctx, w.wo, w.bo, out) : nullptr;
+}
+
+// One lane's attention, its new rows written; null if it is not wanted.
+ggml_tensor * StepGraphBuilder::attend(ggml_context * ctx, ggml_cgraph * gf, int32_t il, const Lane & lane,
+                                       const Rows & rows, bool wanted) const {
+    const SplitCache & cache = *lane.given.cache;
+    const LayerLayout & layout = cache.layout().layers[il];
+    ggml_tensor * q = layout.needs_q ? rows.q : nullptr;
+    ggml_tensor * k = layout.needs_k ? rows.k : nullptr;
+    if (k) write_rows(ctx, gf, il, lane, true, true, k);
+    write_rows(ctx, gf, il, lane, false, true, rows.v);
+    ggml_tensor * out = nullptr;
+    if (wanted) {
+        AttnInputs in{q, k, rows.v};
+        if (cache.layout().n_recent > 0) {
+            in.k_cur = ggml_cast(ctx, k, cache.types().k);
+            in.v_cur = ggml_cast(ctx, rows.v, cache.types().v);
+        }
+        out = lane.given.attention->build(ctx, gf, il, in);
+        ggml_build_forward_expand(gf, out);
+    }
+    if (k) write_rows(ctx, gf, il, lane, true, false, k);
+    write_rows(ctx, gf, il, lane, false, false, rows.v);
+    return out;
 }
 
 ggml_tensor * StepGraphBuilder::ffn_block(ggml_context * ctx, const LayerWeights & w, ggml_tensor * x) const {
@@ -128,9 +158,10 @@ ggml_tensor * StepGraphBuilder::ffn_block(ggml_context * ctx, const LayerWeights
     return linear(ctx, w.ffn_down, w.ffn_down_b, ggml_swiglu_split(ctx, gate, up));
 }
 
-StepShape StepGraphBuilder::shape(const AttnStep & step, int64_t n_out) const {
-    const Ring & ring = cache_.ring();
-    StepShape shape{step.n_tokens, n_out, 0, 0, cache_.generation()};
+LaneShape StepGraphBuilder::shape(const StepLane & lane) {
+    const Ring & ring = lane.cache->ring();
+    const AttnStep & step = lane.step;
+    LaneShape shape{lane.cache, step.n_tokens, lane.n_out, 0, 0, lane.cache->generation()};
     if (ring.n_rows > 0) {
         const int64_t end = step.n_kv();
         const int64_t tail_begin = std::max({step.n_past, ring.n_sink, end - ring.n_ring()});
@@ -140,28 +171,41 @@ StepShape StepGraphBuilder::shape(const AttnStep & step, int64_t n_out) const {
     return shape;
 }
 
-bool StepGraphBuilder::can_reuse(const AttnStep & step, int64_t n_out) const {
-    return shape(step, n_out) == shape_ && attention_.can_reuse(step_, step);
+bool StepGraphBuilder::can_reuse(const std::vector<StepLane> & lanes, StepOut out) const {
+    if (lanes.size() != lanes_.size() || out != out_) return false;
+    for (size_t i = 0; i < lanes.size(); ++i)
+        if (!(shape(lanes[i]) == lanes_[i].shape) || lanes[i].attention != lanes_[i].given.attention ||
+            !lanes[i].attention->can_reuse(lanes_[i].given.step, lanes[i].step))
+            return false;
+    return true;
 }
 
-void StepGraphBuilder::reuse(const AttnStep & step) {
-    step_ = step;
-    attention_.begin(nullptr, step);
+void StepGraphBuilder::reuse(const std::vector<StepLane> & lanes) {
+    for (size_t i = 0; i < lanes.size(); ++i) {
+        lanes_[i].given = lanes[i];
+        lanes[i].attention->begin(nullptr, lanes[i].step);
+    }
 }
 
-StepGraph StepGraphBuilder::begin(ggml_context * ctx, const AttnStep & step, int64_t n_out) {
-    step_ = step;
-    shape_ = shape(step, n_out);
-    tokens_ = input(ctx, GGML_TYPE_I32, step.n_tokens);
-    positions_ = input(ctx, GGML_TYPE_I32, step.n_tokens);
-    full_rows_ = input(ctx, GGML_TYPE_I64, step.n_tokens);
-    sink_rows_ = input(ctx, GGML_TYPE_I64, shape_.n_sink_rows);
-    tail_rows_ = input(ctx, GGML_TYPE_I64, shape_.n_tail_rows);
-    out_ids_ = n_out < step.n_tokens ? input(ctx, GGML_TYPE_I32, n_out) : nullptr;
+StepGraph StepGraphBuilder::begin(ggml_context * ctx, const std::vector<StepLane> & lanes) {
+    lanes_.clear();
+    n_tokens_ = n_out_ = 0;
+    for (const StepLane & given : lanes) {
+        Lane lane{given, shape(given), n_tokens_, nullptr, nullptr, nullptr};
+        lane.full_rows = input(ctx, GGML_TYPE_I64, lane.shape.n_tokens);
+        lane.sink_rows = input(ctx, GGML_TYPE_I64, lane.shape.n_sink_rows);
+        lane.tail_rows = input(ctx, GGML_TYPE_I64, lane.shape.n_tail_rows);
+        lanes_.push_back(lane);
+        n_tokens_ += lane.shape.n_tokens;
+        n_out_ += lane.shape.n_out;
+    }
+    tokens_ = input(ctx, GGML_TYPE_I32, n_tokens_);
+    positions_ = input(ctx, GGML_TYPE_I32, n_tokens_);
+    out_ids_ = n_out_ < n_tokens_ ? input(ctx, GGML_TYPE_I32, n_out_) : nullptr;
 
     StepGraph graph;
-    graph.gf = ggml_new_graph_custom(ctx, step_graph_nodes(hp_), false);
-    attention_.begin(ctx, step);
+    graph.gf = ggml_new_graph_custom(ctx, step_graph_nodes(hp_, lanes.size()), false);
+    for (const StepLane & lane : lanes) lane.attention->begin(ctx, lane.step);
     return graph;
 }
 
@@ -175,21 +219,23 @@ ggml_tensor * StepGraphBuilder::layer(ggml_context * ctx, ggml_cgraph * gf, int3
     return ggml_add(ctx, ffn_block(ctx, w, norm(ctx, x, w.ffn_norm)), x);
 }
 
-ggml_tensor * StepGraphBuilder::logits(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * x) const {
-    ggml_tensor * logits = ggml_mul_mat(ctx, weights_.output, norm(ctx, x, weights_.output_norm));
-    ggml_set_output(logits);
-    ggml_build_forward_expand(gf, logits);
-    return logits;
+ggml_tensor * StepGraphBuilder::result(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * x, StepOut out) const {
+    x = norm(ctx, x, weights_.output_norm);
+    if (out == StepOut::logits) x = ggml_mul_mat(ctx, weights_.output, x);
+    ggml_set_output(x);
+    ggml_build_forward_expand(gf, x);
+    return x;
 }
 
-StepGraph StepGraphBuilder::build(ggml_context * ctx, const AttnStep & step, int64_t n_out) {
-    StepGraph graph = begin(ctx, step, n_out);
+StepGraph StepGraphBuilder::build(ggml_context * ctx, const std::vector<StepLane> & lanes, StepOut out) {
+    StepGraph graph = begin(ctx, lanes);
+    out_ = out;
     ggml_tensor * x = ggml_get_rows(ctx, weights_.token_embd, tokens_);
     for (int32_t il = 0; il < hp_.n_layer; ++il) {
-        x = layer(ctx, graph.gf, il, x, il == hp_.n_layer - 1 ? LayerOut{n_out > 0, out_ids_} : LayerOut{});
+        x = layer(ctx, graph.gf, il, x, il == hp_.n_layer - 1 ? LayerOut{n_out_ > 0, out_ids_} : LayerOut{});
         if (!x) return graph;
     }
-    graph.logits = logits(ctx, graph.gf, x);
+    graph.out = result(ctx, graph.gf, x, out);
     return graph;
 }
 
@@ -202,17 +248,17 @@ ggml_tensor * StepGraphBuilder::input_rows(ggml_context * ctx, int64_t n) const 
 // What a layer begins with: the embedding, or what an earlier run left.
 ggml_tensor * StepGraphBuilder::probe_input(ggml_context * ctx, StepProbe & probe, int32_t il) const {
     if (il == 0) return ggml_get_rows(ctx, weights_.token_embd, tokens_);
-    return probe.given[il] = input_rows(ctx, step_.n_tokens);
+    return probe.given[il] = input_rows(ctx, n_tokens_);
 }
 
-StepGraph StepGraphBuilder::build_probe(ggml_context * ctx, const AttnStep & step, StepProbe & probe) {
-    StepGraph graph = begin(ctx, step, 0);
+StepGraph StepGraphBuilder::build_probe(ggml_context * ctx, const StepLane & lane, StepProbe & probe) {
+    StepGraph graph = begin(ctx, {lane});
     for (auto * tensors : {&probe.given, &probe.inputs, &probe.queries}) tensors->assign(size_t(hp_.n_layer), nullptr);
     for (int32_t il : probe.sources) {
         const LayerWeights & w = weights_.layers[il];
         ggml_tensor * q = query(ctx, w, norm(ctx, probe_input(ctx, probe, il), w.attn_norm));
         // Keys and values are in the cache; the ubatch's own are asked for where a ring has not taken them, and there is none.
-        ggml_build_forward_expand(graph.gf, attention_.build(ctx, graph.gf, il, {q, nullptr, q}));
+        ggml_build_forward_expand(graph.gf, lane.attention->build(ctx, graph.gf, il, {q, nullptr, q}));
     }
     ggml_tensor * x = probe_input(ctx, probe, probe.first_layer);
     probe_ = &probe;
@@ -230,33 +276,41 @@ StepGraph StepGraphBuilder::build_logits(ggml_context * ctx, int64_t n_out, ggml
     StepGraph graph;
     graph.gf = ggml_new_graph_custom(ctx, step_graph_nodes(hp_), false);
     hidden = input_rows(ctx, n_out);
-    graph.logits = logits(ctx, graph.gf, hidden);
+    graph.out = result(ctx, graph.gf, hidden, StepOut::logits);
     return graph;
 }
 
-void StepGraphBuilder::set_values(ggml_tensor * tensor, int64_t first) {
+template <class Row> void StepGraphBuilder::set_rows(ggml_tensor * tensor, Row row) {
     if (!tensor || !tensor->buffer) return;
-    const auto set = [&](auto & values) {
-        values.resize(size_t(tensor->ne[0]));
-        std::iota(values.begin(), values.end(), first);
-        ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
-    };
-    tensor->type == GGML_TYPE_I64 ? set(rows_) : set(ids_);
+    rows_.clear();
+    for (int64_t i = 0; i < tensor->ne[0]; ++i) rows_.push_back(row(i));
+    ggml_backend_tensor_set(tensor, rows_.data(), 0, ggml_nbytes(tensor));
+}
+
+// For i32 tensors: the values of all lanes, one after the other.
+void StepGraphBuilder::set_lane_values(ggml_tensor * tensor, int64_t LaneShape::* count,
+                                       int64_t (*first)(const Lane &)) {
+    if (!tensor || !tensor->buffer) return;
+    ids_.clear();
+    for (const Lane & lane : lanes_)
+        for (int64_t i = 0; i < lane.shape.*count; ++i) ids_.push_back(int32_t(first(lane) + i));
+    ggml_backend_tensor_set(tensor, ids_.data(), 0, ggml_nbytes(tensor));
 }
 
 void StepGraphBuilder::set_inputs(const int32_t * tokens) {
     if (tokens_->buffer) ggml_backend_tensor_set(tokens_, tokens, 0, ggml_nbytes(tokens_));
-    set_values(positions_, step_.n_past);
-    set_values(full_rows_, step_.n_past);
-    set_values(out_ids_, step_.n_tokens - shape_.n_out);
-    set_values(sink_rows_, step_.n_past);
-    if (tail_rows_ && tail_rows_->buffer) {
-        rows_.resize(size_t(tail_rows_->ne[0]));
-        for (size_t i = 0; i < rows_.size(); ++i)
-            rows_[i] = cache_.ring().row(step_.n_kv() - int64_t(rows_.size()) + int64_t(i));
-        ggml_backend_tensor_set(tail_rows_, rows_.data(), 0, ggml_nbytes(tail_rows_));
+    set_lane_values(positions_, &LaneShape::n_tokens, [](const Lane & lane) { return lane.given.step.n_past; });
+    set_lane_values(out_ids_, &LaneShape::n_out,
+                    [](const Lane & lane) { return lane.first_token + lane.shape.n_tokens - lane.shape.n_out; });
+    for (const Lane & lane : lanes_) {
+        const AttnStep & step = lane.given.step;
+        const Ring & ring = lane.given.cache->ring();
+        const int64_t n_tail = size_of(lane.tail_rows);
+        set_rows(lane.full_rows, [&](int64_t i) { return step.n_past + i; });
+        set_rows(lane.sink_rows, [&](int64_t i) { return step.n_past + i; });
+        set_rows(lane.tail_rows, [&](int64_t i) { return ring.row(step.n_kv() - n_tail + i); });
+        lane.given.attention->set_inputs();
     }
-    attention_.set_inputs();
 }
 
 }  // namespace pysa

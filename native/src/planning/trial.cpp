@@ -117,6 +117,7 @@ Trial::Impl::Impl(std::shared_ptr<const Model> model, const TrialParams & params
             compute_.cache_buffer_type(), int64_t(tokens_.size())),
       kept_cache_(hp_, make_cache_layout(dense_plan(hp_), hp_, 0), work_.types(), compute_.cache_buffer_type(),
                   int64_t(tokens_.size())) {
+    model_->check_process();
     const auto refuse = [](const std::string & fault) { throw ArgumentError("trial: " + fault); };
     const int64_t n = int64_t(tokens_.size());
     if (n < 2) refuse("tokens: expected at least 2, got " + std::to_string(n));
@@ -181,7 +182,7 @@ void Trial::Impl::evaluate(const SharingPlan & plan, int32_t first, bool keep, c
     if (first == hp_.n_layer) return;
     const AttnTable table = table_from(plan, hp_, first);
     const auto attention = make_fused_cpu_attention(table, work_, compute_.n_threads(), 0.0f);
-    StepGraphBuilder builder(hp_, model_->weights().model(), work_, *attention);
+    StepGraphBuilder builder(hp_, model_->weights().model());
     StepProbe probe;
     probe.first_layer = first;
     probe.sources = sources_before(plan, first);
@@ -193,7 +194,7 @@ void Trial::Impl::evaluate(const SharingPlan & plan, int32_t first, bool keep, c
         const int64_t n = std::min<int64_t>(params_.n_ubatch, n_all - step.n_past);
         const int64_t per_token = attention->bytes_per_token(step.n_past + n);
         step.n_tokens = per_token == 0 ? n : std::clamp<int64_t>(params_.distant_budget_bytes / per_token, 1, n);
-        const StepGraph graph = builder.build_probe(new_graph(), step, probe);
+        const StepGraph graph = builder.build_probe(new_graph(), StepLane{&work_, attention.get(), step, 0}, probe);
         compute_.allocate(graph.gf);
         builder.set_inputs(tokens_.data() + step.n_past);
         for (int32_t il = 0; il < hp_.n_layer; ++il)
@@ -231,9 +232,7 @@ void Trial::Impl::logits(const int64_t * positions, int64_t n, float * out, cons
         if (positions[i] < 0 || positions[i] >= int64_t(tokens_.size()))
             throw ArgumentError("trial: positions[" + std::to_string(i) + "]: expected 0 to " +
                                 std::to_string(tokens_.size() - 1) + ", got " + std::to_string(positions[i]));
-    const AttnTable table = make_attn_table(dense_plan(hp_), hp_);
-    const auto attention = make_fused_cpu_attention(table, work_, compute_.n_threads(), 0.0f);
-    const StepGraphBuilder builder(hp_, model_->weights().model(), work_, *attention);
+    const StepGraphBuilder builder(hp_, model_->weights().model());
     for (int64_t begin = 0; begin < n; begin += n_logits_rows) {
         const int64_t n_rows = std::min(n_logits_rows, n - begin);
         ggml_tensor * hidden = nullptr;
@@ -243,7 +242,7 @@ void Trial::Impl::logits(const int64_t * positions, int64_t n, float * out, cons
             ggml_backend_tensor_set(hidden, last_.hidden.data() + positions[begin + i] * hp_.n_embd, i * hidden->nb[1],
                                     hidden->nb[1]);
         compute_.run(graph.gf, interrupt);
-        ggml_backend_tensor_get(graph.logits, out + begin * hp_.n_vocab, 0, ggml_nbytes(graph.logits));
+        ggml_backend_tensor_get(graph.out, out + begin * hp_.n_vocab, 0, ggml_nbytes(graph.out));
     }
 }
 
@@ -286,6 +285,7 @@ int64_t Trial::n_queries() const { return impl_->params_.n_queries; }
 int64_t Trial::size_bytes() const { return impl_->size_bytes(); }
 
 int32_t Trial::run(const SharingPlan & plan, bool keep, const Interrupt & interrupt) {
+    impl_->model_->check_process();
     Turn turn(impl_->busy_, "trial");
     return impl_->run(plan, keep, interrupt);
 }
