@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,9 @@ class LlamaBase:
     def __init__(self, model: Model, open_context: Callable[[], Context] | None, seed: int) -> None:
         self._model = model
         self._open_context = open_context
-        self._context: Context | None = open_context() if open_context is not None else None
+        self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()  # streams' too, until they end
+        self._context: Context | None = None
+        self._renew()
         self._lock = threading.RLock()
         self._seed = seed
         self._stepwise: tuple[Any, _native.Sampler] | None = None  # sample()'s, while its arguments stay the same
@@ -49,9 +52,14 @@ class LlamaBase:
 
     def _free(self) -> Context:
         """The context; a new one if a stream is under way in it, which keeps its own. Call with the lock."""
-        if self._held().in_use and self._open_context is not None:
-            self._context = self._open_context()
+        if self._held().in_use:
+            self._renew()
         return self._held()
+
+    def _renew(self) -> None:
+        if self._open_context is not None:
+            self._context = self._open_context()
+            self._contexts.add(self._context)
 
     @contextlib.contextmanager
     def _taken(self) -> Iterator[Context]:
@@ -70,8 +78,8 @@ class LlamaBase:
     def close(self) -> None:
         """Lets the model and the cache go."""
         with self._lock:
-            if self._context is not None:
-                self._context.close()
+            for context in self._contexts:
+                context.close()
             self._context = None
             self._model.close()
 

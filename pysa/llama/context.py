@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pysa._arguments import Tokens, check_int, check_tokens
+from pysa.errors import ContextFullError
 from pysa.prefix import Reuse, common_prefix, evaluate_prompt, rewind
 from pysa.prefix_cache import settings_of
 
@@ -80,6 +81,7 @@ class Context:
         """Evaluates tokens after those held; the logits of the last one."""
         self.settle()
         ids = check_tokens(tokens, self.session.model.n_vocab)
+        self._check_room(self.session.n_past + ids.size)
         step = ids.size if self.scores is None else self._n_step
         for begin in range(0, ids.size, step):
             self._take(ids[begin : begin + step])
@@ -104,14 +106,17 @@ class Context:
 
     def _begin(self, tokens: Tokens, completion: Driven | None) -> Reuse:
         ids = check_tokens(tokens, self.session.model.n_vocab)
+        self._check_room(ids.size)
         self._n_tokens = None
         rows_for = completion if completion is not None and completion.wants_prompt_logits else None
-        if rows_for is not None or self.scores is not None:
-            reuse = self._begin_with_logits(ids, rows_for)
-        else:
-            self._look_up(ids)
-            self.last, reuse = evaluate_prompt(self.session, ids)
-        self.input_ids[: ids.size] = ids
+        try:
+            if rows_for is not None or self.scores is not None:
+                reuse = self._begin_with_logits(ids, rows_for)
+            else:
+                self._look_up(ids)
+                self.last, reuse = evaluate_prompt(self.session, ids)
+        finally:  # an interrupt leaves a part of the prompt
+            self.input_ids[: self.session.n_past] = self.session.tokens
         self._n_on_disk = min(self._n_on_disk, reuse.n_reused)
         self.keep()
         return reuse
@@ -142,6 +147,12 @@ class Context:
             self.scores[begin : begin + ids.size] = rows
         self.last = rows[-1]
         return rows
+
+    def _check_room(self, n: int) -> None:
+        if n > self.session.n_ctx:
+            raise ContextFullError(
+                f"tokens: {n} do not fit: expected at most {self.session.n_ctx} (n_ctx); open it with a larger one"
+            )
 
     def _last(self) -> Logits:
         assert self.last is not None

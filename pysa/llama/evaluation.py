@@ -96,10 +96,11 @@ class Evaluation(LlamaBase):
 
         Raises:
             ContextFullError: they do not fit in n_ctx.
-            ArgumentError: no tokens, or one that is no id of the vocabulary.
+            ArgumentError: a token is no id of the vocabulary.
         """
         with self._lock:
-            self._free().eval(tokens)
+            if len(tokens):
+                self._free().eval(tokens)
 
     # ---- sampling token by token
 

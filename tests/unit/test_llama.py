@@ -276,6 +276,16 @@ def test_generate_stops_by_its_criteria_and_at_the_context(open_llama: Callable[
     assert len(list(llm.generate([5] * 8, temp=0, stopping_criteria=criteria))) == 4
     with pytest.raises(pysa.ContextFullError):
         list(llm.generate([5] * 8, temp=0))
+    for logits_all in (False, True):
+        llm = open_llama(n_ctx=16, logits_all=logits_all, n_batch=4)
+        llm.eval([5] * 8)
+        with pytest.raises(pysa.ContextFullError, match="17 do not fit"):
+            llm.eval([6] * 9)
+        with pytest.raises(pysa.ContextFullError, match="17 do not fit"):
+            next(llm.generate([6] * 17))
+        assert llm.input_ids[: llm.n_tokens].tolist() == [5] * 8
+        llm.eval([])
+        assert llm.n_tokens == 8
 
 
 def test_sampling_goes_on_where_it_was(llm: Llama) -> None:
@@ -450,14 +460,16 @@ def test_pickled_it_opens_again(open_llama: Callable[..., Llama]) -> None:
 
 def test_closed_it_says_so(open_llama: Callable[..., Llama]) -> None:
     llm = open_llama()
-    stream = llm(PROMPT, stream=True, max_tokens=9)
-    next(stream)
+    streams = [llm(PROMPT, stream=True, max_tokens=9) for _ in range(2)]
+    for stream in streams:
+        next(stream)
     llm.close()
     llm.close()
     with pytest.raises(pysa.ArgumentError, match="closed"):
         llm(PROMPT)
-    with pytest.raises(pysa.ArgumentError, match="closed"):
-        next(stream)
+    for stream in streams:
+        with pytest.raises(pysa.ArgumentError, match="closed"):
+            next(stream)
 
 
 def test_a_chat_handler_is_called_in_place(open_llama: Callable[..., Llama]) -> None:
