@@ -33,6 +33,10 @@ def _run(arguments: list[str]) -> int:
         from pysa.cli import generate  # noqa: PLC0415  the engine is loaded only by a command that needs it
 
         return generate.run(options, console)
+    if options.command == "chat":
+        from pysa.cli import chat  # noqa: PLC0415
+
+        return chat.run(options, console)
     if options.command == "bench":
         from pysa.cli import bench  # noqa: PLC0415
 

@@ -25,7 +25,8 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The parser of the whole command line."""
-    from pysa.cli import measure_options, plan_options, serve_options  # noqa: PLC0415  declared with the functions below
+    # Declared with the functions below.
+    from pysa.cli import chat_options, measure_options, plan_options, serve_options  # noqa: PLC0415
 
     parser = Parser(
         prog="pysa", description="Runs GGUF models with shared attention and a split KV cache.", allow_abbrev=False
@@ -56,6 +57,7 @@ def build_parser() -> Parser:
             allow_abbrev=False,
         )
     )
+    chat_options.add_command(commands)
     measure_options.add_commands(commands)
     plan_options.add_commands(commands)
     serve_options.add_commands(commands)
