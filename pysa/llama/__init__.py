@@ -41,6 +41,8 @@ from pysa.llama.types import PromptTooLongError
 if TYPE_CHECKING:
     from pysa.llama.async_llama import AsyncLlama
 
+__version__ = "0.3.36"  # of the interface
+
 __all__ = [
     "GGML_TYPE_BF16",
     "GGML_TYPE_F16",
@@ -76,6 +78,7 @@ __all__ = [
     "PromptTooLongError",
     "StoppingCriteria",
     "StoppingCriteriaList",
+    "__version__",
 ]
 
 

@@ -187,6 +187,23 @@ def test_a_callback_may_call_back(llm: Llama) -> None:
     assert inner == [text(llm("and", max_tokens=3, temperature=0))]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_error_on_the_way_leaves_it_usable(llm: Llama, error: type[BaseException]) -> None:
+    whole = llm(PROMPT, max_tokens=8, temperature=0)
+
+    def fail(ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        if len(ids) > whole["usage"]["prompt_tokens"] + 3:
+            raise error
+        return logits
+
+    for stream in (False, True):
+        with pytest.raises(error):
+            list(llm(PROMPT, max_tokens=8, temperature=0, logits_processor=fail, stream=stream))
+        again = llm(PROMPT, max_tokens=8, temperature=0)
+        assert again["choices"] == whole["choices"]
+        assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == whole["usage"]["prompt_tokens"] - 1
+
+
 def test_the_context_ends_the_answer_and_refuses_the_prompt(open_llama: Callable[..., Llama]) -> None:
     llm = open_llama(n_ctx=32)
     result = llm([5] * 20, max_tokens=None, temperature=0, logit_bias={2: float("-inf")})

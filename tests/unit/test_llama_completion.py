@@ -362,3 +362,18 @@ def test_one_seed_one_text(model: pysa.Model) -> None:
     assert draw(7) == draw(7 + 2**32)  # modulo 2**32
     assert draw(7) != draw(8)
     assert draw(-1) != draw(-1)
+
+
+@pytest.mark.parametrize("narrow", [{"top_p": 0}, {"min_p": 1}, {"top_k": 1}, {"typical_p": 0, "temperature": 1e-3}])
+def test_filters_at_their_ends_keep_one_token(model: pysa.Model, narrow: dict[str, Any]) -> None:
+    logits = peaked(model, 70)
+    for seed in range(5):
+        off = {"top_k": -1, "top_p": 1.0, "min_p": 0.0, "temperature": 5.0}
+        completion = begin(model, **{**off, **narrow}, seed=seed, max_tokens=1)
+        completion.pick(logits)
+        expected = 70
+        if "typical_p" in narrow:  # keeps the one token whose surprise is nearest to the mean
+            logprobs = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum())
+            entropy = -(np.exp(logprobs) * logprobs).sum()
+            expected = int(np.argmin(np.abs(-logprobs - entropy)))
+        assert completion.tokens == [expected]
