@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,14 +19,6 @@ from pysa.prefix import common_prefix
 from pysa.prefix_cache import PrefixCache
 
 Result = dict[str, Any]
-
-
-class AnyCompletion(Driven, Protocol):
-    """A Completion or ChatCompletion."""
-
-    def pick(self, logits: Logits) -> int | None: ...  # noqa: D102
-    def take_chunks(self) -> list[Result]: ...  # noqa: D102
-    def result(self) -> Result: ...  # noqa: D102
 
 
 class Completions(SavedStates):
@@ -155,10 +147,13 @@ class Completions(SavedStates):
             ArgumentError: an argument is wrong, or the template refuses the messages.
         """
         given = {name: value for name, value in locals().items() if name not in ("self", "messages")}
-        if self.chat_handler is not None:
-            return self.chat_handler(llama=self, messages=messages, **given)
-        from pysa.llama.chat import ChatCompletion, chat_request  # noqa: PLC0415  jinja2 is needed for chats alone
+        # Imported here: chats alone need jinja2.
+        from pysa.llama.chat import ChatCompletion, chat_request  # noqa: PLC0415
+        from pysa.llama.chat_handler import registered_handler  # noqa: PLC0415
 
+        handler = self.chat_handler or registered_handler(self.chat_format)
+        if handler is not None:
+            return handler(llama=self, messages=messages, **given)
         given |= {"seed": self._next_seed(seed), "penalty_last_n": self.last_n_tokens_size}
         request = chat_request(self._model, messages, chat_format=self.chat_format, **given)
         return self._run(ChatCompletion(self._model, request, n_ctx=self.n_ctx(), model_name=self.model_path), stream)
@@ -201,10 +196,10 @@ class Completions(SavedStates):
             self._seed = seed if seed is not None else random.Random(self._seed).randint(0, 2**32)
             return self._seed
 
-    def _run(self, completion: AnyCompletion, stream: bool) -> Any:
+    def _run(self, completion: Driven, stream: bool) -> Any:
         return self._stream(completion) if stream else self._complete(completion)
 
-    def _complete(self, completion: AnyCompletion) -> Result:
+    def _complete(self, completion: Driven) -> Result:
         with self._lock, self._taken() as context:
             logits = self._start(context, completion)
             while (token := completion.pick(logits)) is not None:
@@ -212,7 +207,7 @@ class Completions(SavedStates):
             self._end(context)
         return completion.result()
 
-    def _stream(self, completion: AnyCompletion) -> Iterator[Result]:
+    def _stream(self, completion: Driven) -> Iterator[Result]:
         # The lock is held for a step at a time: a stream may be left lying, or its next step come in another thread.
         with self._taken() as context:
             with self._lock:
@@ -228,7 +223,7 @@ class Completions(SavedStates):
                 with self._lock:
                     logits = context.eval([token])
 
-    def _start(self, context: Context, completion: AnyCompletion) -> Logits:
+    def _start(self, context: Context, completion: Driven) -> Logits:
         cache = self.cache
         if cache is not None and not isinstance(cache, LlamaDiskCache):
             prompt = completion.prompt_tokens

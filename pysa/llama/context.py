@@ -5,7 +5,7 @@ pysa.Llama has one, and another for a call that comes while a stream is under wa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ WORTH_KEEPING = 256  # new tokens after which a session is written to the cache 
 
 
 class Driven(Protocol):
-    """A Completion or ChatCompletion, as far as its prompt goes."""
+    """A Completion or ChatCompletion."""
 
     @property
     def prompt_tokens(self) -> list[int]: ...  # noqa: D102
@@ -34,6 +34,9 @@ class Driven(Protocol):
     def wants_prompt_logits(self) -> bool: ...  # noqa: D102
     def add_prompt_logits(self, rows: Logits) -> None: ...  # noqa: D102
     def set_reuse(self, reuse: Reuse) -> None: ...  # noqa: D102
+    def pick(self, logits: Logits) -> int | None: ...  # noqa: D102
+    def take_chunks(self) -> list[dict[str, Any]]: ...  # noqa: D102
+    def result(self) -> dict[str, Any]: ...  # noqa: D102
 
 
 class Context:
