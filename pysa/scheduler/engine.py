@@ -283,4 +283,5 @@ class Engine:
         if self._side is not None:
             self._side.close()
         self._batch.close()
-        self.lanes, self._turn = [], []
+        self.lanes.clear()
+        self._turn.clear()

@@ -20,7 +20,7 @@ from pysa.scheduler import Scheduler
 WAIT_S = 60.0  # far more than anything here takes
 TYPES: dict[str, Any] = {"type_k": "f32", "type_v": "f32", "n_ubatch": 16}
 # f32 sums in another order: products of one row and of many rows take other paths through the matrix kernels. The
-# largest logits are about 10, and 2e-4 is forty times what has been seen.
+# largest logits are about 10, and 2e-4 is ten times the difference that was seen.
 LOGITS_TOLERANCE = 2e-4
 CLEAR = 0.01  # a choice whose two best logits lie this far apart is not turned by that
 
