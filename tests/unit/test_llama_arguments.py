@@ -27,6 +27,26 @@ def test_the_table_has_every_argument_with_its_default() -> None:
     assert {name: p.default for name, p in named.items()} == {name: a.default for name, a in ARGUMENTS.items()}
 
 
+def test_the_page_says_what_becomes_of_each() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "binding.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+
+    def of(begin: str) -> set[str]:
+        (row,) = (row for row in rows if row.startswith(f"| {begin}"))
+        names = set(row.split("`")[-2].split())
+        if "yarn_*" in names:
+            names = names - {"yarn_*"} | {name for name in ARGUMENTS if name.startswith("yarn_")}
+        return names
+
+    free = {"embedding", "verbose"}
+    kinds = {kind: {name for name, a in ARGUMENTS.items() if a.kind == kind} for kind in ("used", "idle", "refused")}
+    assert of("used") == kinds["used"] - free | {"model_path"}
+    assert of("accepted") == free
+    assert of("no effect") == kinds["idle"]
+    assert of("would change") == kinds["refused"]
+    assert of("pysa's own") == set(OURS)
+
+
 def test_defaults_warn_of_nothing(dense_gguf: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -49,6 +69,7 @@ def test_what_has_no_effect_is_named_in_one_warning(dense_gguf: Path) -> None:
     ("arguments", "message"),
     [
         ({"rope_freq_base": 1e6}, "rope_freq_base: expected the model's own 10000.0 or 0.0, got 1000000.0"),
+        ({"rope_freq_base": "10000"}, "rope_freq_base: expected the model's own"),
         ({"rope_freq_scale": 0.5}, "rope_freq_scale: expected the model's own 1.0 or 0.0, got 0.5"),
         ({"rope_scaling_type": 1}, "rope_scaling_type: expected the model's own 0 or -1, got 1"),
         ({"yarn_ext_factor": 1.0}, "yarn_ext_factor: not supported"),
