@@ -18,12 +18,13 @@ from pysa.plan import Plan
 # Bytes of so many elements, of the types a cache may have.
 CACHE_BLOCKS = {"f32": (4, 1), "f16": (2, 1), "bf16": (2, 1), "q8_0": (34, 32), "q4_0": (18, 32)}
 CACHE_ROWS = 256  # the cache grows in blocks of so many rows
-N_CHECKPOINTS = 8  # the engine keeps so many of a session
+LOGGED_WINDOWS = 5  # rows of four windows at most are kept to go back to, and those of one to undo an evaluation
 
-# Estimates: the interpreter with numpy and the engine; per token and merge of the vocabulary; per node of a graph.
+# Estimates: the interpreter with numpy and the engine; per token and merge of the vocabulary; per node of a graph,
+# and of the threads.
 PROCESS_BYTES = 48 << 20
-TOKEN_BYTES, MERGE_BYTES = 400, 300
-NODE_BYTES = 1024
+TOKEN_BYTES, MERGE_BYTES = 220, 130
+NODE_BYTES, SCRATCH_BYTES = 1024, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,10 @@ class Shape:
         n_embd = int(keys[f"{arch}.embedding_length"])
         n_head = _count(keys[f"{arch}.attention.head_count"])
         tensors = {name: n_bytes for name, _, _, _, n_bytes in header["tensors"]}
-        # An output that is the embedding is copied besides if the processor has a better layout for its type.
-        tied = 0 if "output.weight" in tensors else tensors["token_embd.weight"]
+        types = {name: kind for name, kind, *_ in header["tensors"]}
+        # An output that is the embedding is copied besides if the processor has a better layout for its type: at most.
+        is_plain = types["token_embd.weight"] in ("f32", "f16", "bf16")
+        tied = 0 if "output.weight" in tensors or is_plain else tensors["token_embd.weight"]
         return cls(
             n_layer=int(keys[f"{arch}.block_count"]),
             n_embd=n_embd,
@@ -103,15 +106,15 @@ def compute_bytes(shape: Shape, plan: Plan, n_ctx: int, n_ubatch: int, distant_b
     n_tokens = min(n_ubatch, n_ctx)
     n_q, n_out = shape.n_head * shape.n_embd_head_k, shape.n_head * shape.n_embd_head_v
     n_kv = shape.n_head_kv * (shape.n_embd_head_k + shape.n_embd_head_v)
-    attention = 2 * shape.n_embd + 2 * n_q + n_out + 2 * n_kv
-    feed_forward = 2 * shape.n_embd + 3 * shape.n_ff
+    attention = 3 * shape.n_embd + 3 * n_q + n_out + 2 * n_kv
+    feed_forward = 3 * shape.n_embd + 3 * shape.n_ff
     activations = 4 * n_tokens * max(attention, feed_forward) + 8 * shape.n_vocab
     converted = 2 * n_tokens * max(shape.n_ff, n_out, shape.n_embd)  # the inputs of a product, in the weights' type
     n_slots = score_slots(plan)
-    one_token = n_ctx * (4 * shape.n_head + 2 * n_slots)
+    one_token = n_ctx * (5 * shape.n_head + 2 * n_slots)
     shared = min(distant_budget_bytes, n_tokens * n_slots * n_ctx * 17 // 8)
     n_nodes = 256 + shape.n_layer * (80 + 40 * shape.n_head_kv + 4 * shape.n_head)
-    return activations + converted + max(one_token, shared) + n_nodes * NODE_BYTES
+    return activations + converted + max(one_token, shared) + SCRATCH_BYTES + n_nodes * NODE_BYTES
 
 
 def process_bytes(shape: Shape) -> int:

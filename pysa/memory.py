@@ -12,7 +12,7 @@ from typing import Any
 from pysa._arguments import CACHE_TYPES, CacheType, PathLike, check_choice, check_int, check_path
 from pysa._footprint import (
     CACHE_ROWS,
-    N_CHECKPOINTS,
+    LOGGED_WINDOWS,
     Shape,
     cache_bytes,
     compute_bytes,
@@ -37,7 +37,7 @@ class Fit:
         memory_bytes: what may be spent.
         weights_bytes: the model's tensors: counted.
         cache_bytes: keys and values of all sessions: counted.
-        checkpoint_bytes: copies of windows that sessions with a plan keep to go back to, at most: counted.
+        checkpoint_bytes: rows that windows have forgotten, kept to go back to, at most: counted.
         compute_bytes: activations, scores and graphs of all sessions: an estimate.
         process_bytes: interpreter, engine and vocabulary: an estimate.
         total_bytes: all of these.
@@ -152,9 +152,7 @@ def fit_shape(
         parts = {
             "weights_bytes": shape.weights_bytes,
             "cache_bytes": n_sessions * cache,
-            "checkpoint_bytes": n_sessions
-            * window
-            * (N_CHECKPOINTS + 1),  # an evaluation keeps one more, to undo itself
+            "checkpoint_bytes": n_sessions * window * LOGGED_WINDOWS,
             "compute_bytes": n_sessions * (compute + cache // shape.n_layer),  # a growing cache has one layer twice
             "process_bytes": process_bytes(shape),
         }

@@ -115,11 +115,11 @@ def test_an_edited_turn_returns_to_where_it_began(make: Callable[..., pysa.Sessi
 def test_an_undone_turn_returns_to_the_one_before(make: Callable[..., pysa.Session]) -> None:
     session, prompts, prompt = make(), [], []
     logits = []
-    for turn in range(3):
-        prompt = prompt + text(40 + turn, 20 + turn)
+    for turn in range(3):  # the engine keeps rows of some windows, 24 tokens each, to go back to
+        prompt = prompt + text(10 + turn, 20 + turn)
         logits.append(evaluate_prompt(session, prompt)[0])
         prompts.append(prompt)
-        prompt = prompt + say(session, 45, seed=30 + turn)
+        prompt = prompt + say(session, 12, seed=30 + turn)
     for turn in (2, 1, 0):
         again, reuse = evaluate_prompt(session, prompts[turn])
         assert reuse == Reuse(len(prompts[turn]) - 1, 0)
