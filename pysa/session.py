@@ -166,9 +166,10 @@ class Session:
         return len(again)
 
     def checkpoint(self) -> int:
-        """Keeps a copy of the window's rows at this position, so that truncate() can return to it without work.
+        """Lets truncate() return to this position without work.
 
-        The engine keeps a limited number of them and drops the oldest position first.
+        Nothing is copied now: window rows that are overwritten later are kept as long as a checkpoint needs them. The
+        oldest checkpoints go when there are more than 32, or when those rows take more than four windows.
 
         Returns:
             The position, n_past.

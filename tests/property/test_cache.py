@@ -6,6 +6,7 @@ may differ, because tokens were cut into other batches, the limit is stated.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.plans import GQA2, GQA3, Dims, build_plan, make_plan, owners, relative_error
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import pysa
@@ -437,16 +440,82 @@ def test_formula_by_hand() -> None:
     }
 
 
-def test_checkpoints_are_counted(folder: Path) -> None:
+def test_a_checkpoint_costs_the_window_rows_that_are_overwritten_after_it(folder: Path) -> None:
     with new_session(folder, "mixed", "composed") as session:
         session.eval(prompt(300), logits="none")
-        window = session.memory()["window_keys"] + session.memory()["window_values"]
-        assert window > 0
-        assert session.memory()["checkpoints"] == 0
-        session.checkpoint()
-        assert session.memory()["checkpoints"] == window
+        memory = session.memory()
+        window = memory["window_keys"] + memory["window_values"]
+        row, ring = window // memory["n_window_rows"], memory["n_window_rows"] - N_SINK
+        assert memory["checkpoints"] == 0
+        for _ in range(2):
+            session.checkpoint()  # twice at one place costs nothing more
+        kept = []
+        for n in (1, 1, 10, ring - 12, 50):
+            session.eval(prompt(n), logits="none")
+            kept.append(session.memory()["checkpoints"] // row)
+        assert kept == [1, 2, 12, ring, ring]
+        session.checkpoint()  # its window is still in the ring
+        session.eval(prompt(7), logits="none")
+        assert session.memory()["checkpoints"] == (ring + 7) * row
+        session.truncate(300)
+        assert session.memory()["checkpoints"] <= ring * row
         session.reset()
         assert session.memory()["checkpoints"] == 0
+
+
+def test_many_checkpoints_take_four_windows_at_most(folder: Path) -> None:
+    with new_session(folder, "mixed", "fused") as session:
+        rng = np.random.default_rng(0)
+        places = []
+        for i in range(40):
+            session.eval(prompt(int(rng.integers(1, 30)), i), logits="none")
+            places.append(session.checkpoint())
+            memory = session.memory()
+            row = (memory["window_keys"] + memory["window_values"]) // max(memory["n_window_rows"], 1)
+            assert memory["checkpoints"] <= 4 * (memory["n_window_rows"] - N_SINK) * row
+        assert session.native.rollback_position(places[-2]) == places[-2]
+        assert session.native.rollback_position(places[0]) < places[0]  # the oldest had to go
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32 - 1), setup=st.sampled_from(list(SETUPS)))
+def test_a_walk_of_turns_returns_to_every_checkpoint_bit_for_bit(
+    folder: Path, tmp_path: Path, seed: int, setup: str
+) -> None:
+    """What a session was at a checkpoint is a file of its own, saved then and loaded when the walk comes back."""
+    rng = np.random.default_rng(seed)
+    session = new_session(folder, setup, "fused", n_ctx=500)
+    saved: dict[int, Path] = {}
+    for step in range(25):
+        action = rng.choice(["eval", "eval", "turn", "back", "reload", "fail"])
+        room = session.n_ctx - session.n_past
+        tokens = prompt(int(min(rng.choice([1, 2, 7, 30, 90]), max(room, 1))), seed=int(rng.integers(1 << 30)))
+        if action in ("eval", "turn") and room >= len(tokens):
+            session.eval(tokens, logits="none")
+        if action == "turn":
+            at = session.checkpoint()
+            saved[at] = tmp_path / f"{at}"
+            session.save(saved[at], force=True)
+        elif action == "reload":
+            session.save(tmp_path / "now", force=True)
+            session = session.model.load_session(tmp_path / "now")
+        elif action == "fail" and room >= len(tokens):
+            asked, n_calls = itertools.count(), int(rng.integers(0, 60))
+            with contextlib.suppress(pysa.EvaluationCancelledError):
+                session.native.eval(tokens, "none", lambda asked=asked, n=n_calls: next(asked) >= n)
+        elif action == "back":
+            can = [at for at in saved if session.native.rollback_position(at) == at]
+            if not can:
+                continue
+            at = int(rng.choice(can))
+            session.truncate(at)
+            saved = {place: path for place, path in saved.items() if place <= at}
+            n = min(12, session.n_ctx - at)
+            if n > 0:
+                again = session.model.load_session(saved[at])
+                for part in (tokens[:n], tokens[n:][:1]):
+                    if len(part) and session.n_past + len(part) <= session.n_ctx:
+                        assert np.array_equal(session.eval(part, logits="all"), again.eval(part, logits="all")), step
 
 
 def allocated_at(model: pysa.Model, n: int, plan: Plan | str) -> dict[str, int]:

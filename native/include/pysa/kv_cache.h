@@ -27,7 +27,7 @@ struct MemoryReport {
     int64_t window_keys = 0;
     int64_t window_values = 0;
     int64_t dense = 0;        // what keys and values of n_rows positions cost without a plan
-    int64_t checkpoints = 0;  // host copies of window rows
+    int64_t checkpoints = 0;  // window rows kept because a checkpoint needs them
     int64_t attention = 0;    // shared scores and scratch, held between steps
     int64_t compute = 0;      // activations of the largest step so far
     int64_t cache_total() const { return keys + values + window_keys + window_values; }

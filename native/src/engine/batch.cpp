@@ -73,16 +73,17 @@ std::vector<int64_t> Batch::Impl::step(const std::vector<BatchEntry> & entries, 
     make_room(entries.size());
 
     std::vector<int64_t> counts(entries.size());
-    std::vector<Held::Before> before;
-    before.reserve(entries.size());
+    size_t n_taken = 0;
     const auto revert = [&] {
-        for (size_t i = 0; i < before.size(); ++i) entries[i].session->impl_->revert(before[i]);
+        while (n_taken > 0) entries[--n_taken].session->impl_->revert();
     };
     try {
         for (size_t i = 0; i < entries.size(); ++i) {
             Held & held = *entries[i].session->impl_;
             counts[i] = held.ubatch_size(std::max<int64_t>(entries[i].n_tokens, 1));
-            before.push_back(held.take_in(entries[i].tokens, std::min(counts[i], entries[i].n_tokens)));
+            held.take_in(entries[i].tokens, std::min(counts[i], entries[i].n_tokens));
+            ++n_taken;
+            held.cache_.log_overwritten(counts[i]);
         }
         // The results of lanes are joined one to the next, so the longest comes last.
         std::vector<size_t> order(entries.size());
@@ -97,7 +98,11 @@ std::vector<int64_t> Batch::Impl::step(const std::vector<BatchEntry> & entries, 
         revert();
         throw;
     }
-    for (size_t i = 0; i < entries.size(); ++i) entries[i].session->impl_->cache_.commit(counts[i]);
+    for (size_t i = 0; i < entries.size(); ++i) {
+        Held & held = *entries[i].session->impl_;
+        held.cache_.commit(counts[i]);
+        held.keep();
+    }
     return counts;
 }
 

@@ -12,8 +12,6 @@ namespace pysa {
 
 namespace {
 
-constexpr size_t n_checkpoints_max = 8;  // the oldest goes first; rollback_position tells what is left
-
 SessionParams checked(SessionParams params, const HParams & hp) {
     const auto refuse = [](const std::string & fault) { throw ArgumentError(fault); };
     if (params.n_ctx == 0) params.n_ctx = hp.n_ctx_train;
@@ -50,36 +48,17 @@ void Session::Impl::truncate(int64_t n) {
     if (n < 0 || n > cache_.n_past())
         throw ArgumentError("truncate: expected 0 to " + std::to_string(cache_.n_past()) + " positions, got " +
                             std::to_string(n));
-    if (n == cache_.n_past()) return;
-    if (cache_.layout().has_ring() && !cache_.ring().can_continue_at(n)) {
-        const auto kept = checkpoints_.find(n);
-        if (kept == checkpoints_.end())
-            throw RollbackError("truncate: the window before position " + std::to_string(n) +
-                                " has been overwritten: expected a checkpoint there, got none; "
-                                "truncate to " +
-                                std::to_string(rollback_position(n)) + " and evaluate the tokens after it again");
-        cache_.restore(kept->second);
-    } else {
-        cache_.truncate(n);
-    }
+    if (!cache_.can_truncate(n))
+        throw RollbackError("truncate: the window before position " + std::to_string(n) +
+                            " has been overwritten: expected a checkpoint there, got none; truncate to " +
+                            std::to_string(rollback_position(n)) + " and evaluate the tokens after it again");
+    cache_.truncate(n);
     tokens_.resize(size_t(n));
-    checkpoints_.erase(checkpoints_.upper_bound(n), checkpoints_.end());
-}
-
-int64_t Session::Impl::rollback_position(int64_t n) const {
-    n = std::clamp<int64_t>(n, 0, cache_.n_past());
-    if (n == cache_.n_past() || !cache_.layout().has_ring() || cache_.ring().can_continue_at(n)) return n;
-    const auto after = checkpoints_.upper_bound(n);
-    const int64_t kept = after == checkpoints_.begin() ? 0 : std::prev(after)->first;
-    return std::max(kept, std::min<int64_t>(n, cache_.ring().n_sink));
 }
 
 int64_t Session::Impl::checkpoint() {
-    const int64_t n = cache_.n_past();
-    if (!cache_.layout().has_ring()) return n;  // nothing is ever forgotten
-    checkpoints_[n] = cache_.snapshot();
-    if (checkpoints_.size() > n_checkpoints_max) checkpoints_.erase(checkpoints_.begin());
-    return n;
+    cache_.checkpoint();
+    return cache_.n_past();
 }
 
 MemoryReport Session::Impl::memory() const {
@@ -94,7 +73,7 @@ MemoryReport Session::Impl::memory() const {
     report.window_values = bytes.window_values;
     report.dense =
         int64_t(hp_.n_layer) * hp_.n_head_kv * cache_.n_rows() * (cache_.row_bytes_k() + cache_.row_bytes_v());
-    for (const auto & [n, snapshot] : checkpoints_) report.checkpoints += int64_t(snapshot.bytes.size());
+    report.checkpoints = cache_.log().size_bytes();
     report.attention = attention_->size_bytes();
     report.compute = compute_.size_bytes();
     return report;
@@ -104,7 +83,6 @@ void Session::Impl::reset() {
     cache_.clear();
     attention_->reset_skip_report();
     tokens_.clear();
-    checkpoints_.clear();
 }
 
 Session::Session(std::shared_ptr<const Model> model, const SessionParams & params,

@@ -10,46 +10,41 @@ namespace pysa {
 void Session::Impl::eval(const int32_t * tokens, int64_t n_tokens, Logits logits, const LogitsSink & sink,
                          const Interrupt & interrupt) {
     model_->check_process();
-    const Before before = take_in(tokens, n_tokens);
+    take_in(tokens, n_tokens);
     try {
         eval_ubatches(logits, sink, interrupt);
+        keep();
     } catch (const std::bad_alloc &) {
-        revert(before);
+        revert();
         throw DeviceError("evaluation: out of memory: cannot hold " + std::to_string(n_tokens) +
                           " more tokens; evaluate fewer at once");
     } catch (...) {
-        revert(before);
+        revert();
         throw;
     }
 }
 
-Session::Impl::Before Session::Impl::take_in(const int32_t * tokens, int64_t n_tokens) {
+void Session::Impl::take_in(const int32_t * tokens, int64_t n_tokens) {
     check_room(n_tokens);
-    Before before{cache_.n_past(), false, {}};
-    const int64_t n_end = before.n_past + n_tokens;
+    const int64_t n_before = cache_.n_past();
     try {
         tokens_.insert(tokens_.end(), tokens, tokens + n_tokens);  // checked here: the caller's may change meanwhile
-        check_tokens(before.n_past);
-        cache_.reserve(n_end);
-        before.overwrites = cache_.ring().overwrites_window(before.n_past, n_tokens) && cache_.layout().has_ring();
-        // Without a snapshot the rows before that a query there needs stay; older ones count as overwritten.
-        before.ring = before.overwrites ? cache_.snapshot()
-                                        : RingSnapshot{before.n_past, std::max(cache_.ring().n_written, n_end), {}};
+        check_tokens(n_before);
+        cache_.reserve(n_before + n_tokens);
+        cache_.hold(n_tokens);
     } catch (const std::bad_alloc &) {
-        tokens_.resize(size_t(before.n_past));
+        tokens_.resize(size_t(n_before));
         throw DeviceError("evaluation: out of memory: cannot hold " + std::to_string(n_tokens) +
                           " more tokens; evaluate fewer at once");
     } catch (...) {
-        tokens_.resize(size_t(before.n_past));
+        tokens_.resize(size_t(n_before));
         throw;
     }
-    return before;
 }
 
-void Session::Impl::revert(const Before & before) {
-    tokens_.resize(size_t(before.n_past));
-    before.overwrites ? cache_.restore(before.ring)
-                      : cache_.restore_position(before.ring.n_past, before.ring.n_written);
+void Session::Impl::revert() {
+    cache_.undo();
+    tokens_.resize(size_t(cache_.n_past()));
 }
 
 void Session::Impl::eval_ubatches(Logits logits, const LogitsSink & sink, const Interrupt & interrupt) {
@@ -62,6 +57,7 @@ void Session::Impl::eval_ubatches(Logits logits, const LogitsSink & sink, const 
         const bool is_last = cache_.n_past() + n == n_end;
         lane.step = {cache_.n_past(), n};
         lane.n_out = all ? n : logits == Logits::last && is_last ? 1 : 0;
+        cache_.log_overwritten(n);
         const float * rows = stepper_->step(lanes_, out, tokens_.data() + lane.step.n_past, interrupt);
         if (rows) sink(rows, lane.n_out);
         cache_.commit(n);

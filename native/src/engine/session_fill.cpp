@@ -58,6 +58,7 @@ void Session::Impl::fill(int64_t n, uint64_t seed) {
         throw ArgumentError("fill: n: expected " + std::to_string(n_past) + " (held) to " +
                             std::to_string(params_.n_ctx) + " (n_ctx), got " + std::to_string(n));
     cache_.reserve(n);
+    cache_.log_overwritten(n - n_past);
     const Ring & ring = cache_.ring();
     const std::vector<Copy> copies = draw_copies(ring, n_past, n, seed);
     tokens_.reserve(size_t(n));

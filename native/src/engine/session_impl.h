@@ -2,7 +2,6 @@
 #pragma once
 
 #include <atomic>
-#include <map>
 #include <memory>
 #include <vector>
 
@@ -21,15 +20,10 @@ class Session::Impl {
   public:
     Impl(std::shared_ptr<const Model> model, const SessionParams & params, const SharingPlan & plan);
 
-    // How the session was before tokens came in.
-    struct Before {
-        int64_t n_past = 0;
-        bool overwrites = false;  // the window's rows are in the snapshot; else only its positions
-        RingSnapshot ring;
-    };
-    // Checks the tokens and makes room for them; they are in tokens_ then, and the session must be stepped over them or reverted.
-    Before take_in(const int32_t * tokens, int64_t n_tokens);
-    void revert(const Before & before);
+    // Checks the tokens and makes room for them; they are in tokens_ then, and stepping over them ends with keep() or revert().
+    void take_in(const int32_t * tokens, int64_t n_tokens);
+    void keep() { cache_.release(); }
+    void revert();
     // As many tokens as n_ubatch and the budget for shared scores allow at the depth they end at.
     int64_t ubatch_size(int64_t n_left) const;
 
@@ -37,7 +31,7 @@ class Session::Impl {
               const Interrupt & interrupt);
     void fill(int64_t n, uint64_t seed);
     void truncate(int64_t n);
-    int64_t rollback_position(int64_t n) const;
+    int64_t rollback_position(int64_t n) const { return cache_.rollback_position(n); }
     int64_t checkpoint();
     MemoryReport memory() const;
     void reset();
@@ -55,10 +49,10 @@ class Session::Impl {
     std::unique_ptr<SharedAttention> attention_;
     std::unique_ptr<Stepper> stepper_;
     std::vector<int32_t> tokens_;  // of the positions held and, during an evaluation, of those to come
-    std::map<int64_t, RingSnapshot> checkpoints_;
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 
   private:
+    void load_log(StateReader & reader, int64_t n_past, int64_t n_written);
     void check_room(int64_t n_tokens) const;
     void check_tokens(int64_t first) const;
     void eval_ubatches(Logits logits, const LogitsSink & sink, const Interrupt & interrupt);

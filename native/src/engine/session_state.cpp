@@ -27,11 +27,15 @@ void Session::Impl::save(const std::string & path, bool force) const {
 
     writer.put(cache_.ring().n_written);
     writer.put_list(tokens_);
-    writer.put<uint64_t>(checkpoints_.size());
-    for (const auto & [n, snapshot] : checkpoints_) {
-        writer.put(snapshot.n_past);
-        writer.put(snapshot.n_written);
-        writer.put_list(snapshot.bytes);
+    const RingLog & log = cache_.log();
+    writer.put<uint64_t>(log.checkpoints().size());
+    for (const auto & [n, checkpoint] : log.checkpoints()) writer.put(checkpoint);
+    writer.put<uint64_t>(log.rows().size());
+    for (const auto & [first, rows] : log.rows()) {
+        writer.put(rows.first);
+        writer.put(rows.n);
+        writer.put(rows.n_stored);
+        writer.put_list(rows.bytes);
     }
     std::vector<uint8_t> bytes;
     cache_.for_each_stretch(cache_.n_past(), cache_.ring().n_written, false,
@@ -41,6 +45,42 @@ void Session::Impl::save(const std::string & path, bool force) const {
                                 writer.put_bytes(bytes.data(), size);
                             });
     writer.finish();
+}
+
+void Session::Impl::load_log(StateReader & reader, int64_t n_past, int64_t n_written) {
+    const auto check = [](bool holds, const char * expected) {
+        if (!holds)
+            throw StateFileError(std::string("saved session: checkpoints: expected ") + expected + ", got others");
+    };
+    Ring ring = cache_.ring();
+    ring.n_written = n_written;
+    RingLog & log = cache_.log();
+    for (uint64_t i = reader.get<uint64_t>("checkpoints"); i > 0; --i) {
+        const Checkpoint checkpoint = reader.get<Checkpoint>("checkpoint");
+        check(cache_.layout().has_ring() && checkpoint.n_past >= 0 && checkpoint.n_past <= n_past, "positions held");
+        check(checkpoint.n_written >= checkpoint.n_past && checkpoint.n_written <= n_written, "positions written");
+        ring.n_written = checkpoint.n_written;
+        check(checkpoint.oldest == ring.oldest_held(), "the oldest rows of their windows");
+        log.add(checkpoint);
+    }
+    ring.n_written = n_written;
+    int64_t end = ring.n_sink;
+    for (uint64_t i = reader.get<uint64_t>("rows"); i > 0; --i) {
+        LoggedRows rows;
+        rows.first = reader.get<int64_t>("rows");
+        rows.n = reader.get<int64_t>("rows");
+        rows.n_stored = reader.get<int64_t>("rows");
+        rows.bytes = reader.get_list<uint8_t>("rows");
+        check(rows.first >= end && rows.first < n_past && rows.n > 0 && rows.n <= n_past - rows.first,
+              "window rows of positions held, in order");
+        check(rows.n_stored >= rows.n && rows.n_stored <= params_.n_ctx &&
+                  int64_t(rows.bytes.size()) == rows.n_stored * cache_.ring_row_bytes(),
+              "as many bytes as the rows have");
+        end = rows.first + rows.n;
+        log.keep(std::move(rows));
+    }
+    for (const auto & [n, checkpoint] : log.checkpoints())
+        check(log.is_complete(checkpoint, ring.oldest_held()), "all rows of their windows");
 }
 
 void Session::Impl::load_state(StateReader & reader) {
@@ -55,17 +95,7 @@ void Session::Impl::load_state(StateReader & reader) {
             refuse("tokens: expected ids of the vocabulary, got " + std::to_string(token));
     if (n_written > 0) cache_.reserve(n_written);
 
-    const uint64_t n_checkpoints = reader.get<uint64_t>("checkpoints");
-    for (uint64_t i = 0; i < n_checkpoints; ++i) {
-        RingSnapshot snapshot;
-        snapshot.n_past = reader.get<int64_t>("checkpoint");
-        snapshot.n_written = reader.get<int64_t>("checkpoint");
-        snapshot.bytes = reader.get_list<uint8_t>("checkpoint");
-        if (snapshot.n_past < 0 || snapshot.n_past > n_past || snapshot.n_written < snapshot.n_past ||
-            snapshot.n_written > n_written || snapshot.bytes.size() != cache_.snapshot_bytes(snapshot.n_written))
-            refuse("checkpoint: expected the window rows of a position held, got others");
-        checkpoints_[snapshot.n_past] = std::move(snapshot);
-    }
+    load_log(reader, n_past, n_written);
     cache_.for_each_stretch(n_past, n_written, false, [&](ggml_tensor * tensor, size_t offset, size_t size) {
         ggml_backend_tensor_set(tensor, reader.view_bytes("cache rows", size), offset, size);
     });

@@ -9,6 +9,10 @@ namespace pysa {
 
 namespace {
 
+constexpr size_t n_most_checkpoints = 32;
+constexpr int64_t n_most_windows =
+    4;  // what their rows may take; the newest one is kept whatever it takes, a window at most
+
 // Rows not yet written become zeros: weights of zero are multiplied by them, so they must be finite.
 void keep_rows(const ggml_tensor * from, ggml_tensor * to) {
     if (!to) return;
@@ -95,43 +99,98 @@ void SplitCache::commit(int64_t n) {
     ring_.n_written = std::max(ring_.n_written, n_past_);
 }
 
-void SplitCache::truncate(int64_t n) {
-    n_past_ = n;
-    if (n <= ring_.n_sink) ring_.n_written = n;  // the ring starts afresh: no older row is needed any more
+void SplitCache::clear() {
+    log_.clear();
+    restore_position(0, 0);
 }
-
-void SplitCache::clear() { restore_position(0, 0); }
 
 void SplitCache::restore_position(int64_t n_past, int64_t n_written) {
     n_past_ = n_past;
     ring_.n_written = n_written;
 }
 
-RingSnapshot SplitCache::snapshot() const {
-    RingSnapshot snapshot;
-    snapshot.n_past = n_past_;
-    snapshot.n_written = ring_.n_written;
-    // Up to n_written, not n_past: rows above n_past are what a later truncation check counts as held.
-    for_each_stretch(0, ring_.n_written, true, [&](const ggml_tensor * tensor, size_t offset, size_t size) {
-        const size_t at = snapshot.bytes.size();
-        snapshot.bytes.resize(at + size);
-        ggml_backend_tensor_get(tensor, snapshot.bytes.data() + at, offset, size);
-    });
-    return snapshot;
+bool SplitCache::can_truncate(int64_t n) const {
+    return n == n_past_ || !layout_.has_ring() || ring_.can_continue_at(n) || log_.find(n);
 }
 
-void SplitCache::restore(const RingSnapshot & snapshot) {
-    size_t at = 0;
-    for_each_stretch(0, snapshot.n_written, true, [&](ggml_tensor * tensor, size_t offset, size_t size) {
-        ggml_backend_tensor_set(tensor, snapshot.bytes.data() + at, offset, size);
-        at += size;
-    });
-    restore_position(snapshot.n_past, snapshot.n_written);
+int64_t SplitCache::rollback_position(int64_t n) const {
+    n = std::clamp<int64_t>(n, 0, n_past_);
+    if (can_truncate(n)) return n;
+    const Checkpoint * last = log_.last_until(n);
+    return std::max(last ? last->n_past : 0, std::min(n, ring_.n_sink));
 }
 
-size_t SplitCache::snapshot_bytes(int64_t n_written) const {
-    size_t total = 0;
-    for_each_stretch(0, n_written, true, [&](const ggml_tensor *, size_t, size_t size) { total += size; });
+void SplitCache::truncate(int64_t n) {
+    if (n == n_past_) return;
+    if (layout_.has_ring() && !ring_.can_continue_at(n)) {
+        return_to(*log_.find(n));
+    } else {
+        n_past_ = n;
+        if (n <= ring_.n_sink) ring_.n_written = n;  // the ring starts afresh: no older row is needed any more
+    }
+    log_.remove_after(n);
+}
+
+void SplitCache::checkpoint() {
+    if (!layout_.has_ring() || n_past_ <= ring_.n_sink) return;  // nothing before it is ever forgotten
+    log_.add({n_past_, ring_.oldest_held(), ring_.n_written});
+    if (log_.checkpoints().size() > n_most_checkpoints) log_.remove_oldest();
+}
+
+void SplitCache::hold(int64_t n) {
+    if (layout_.has_ring() && ring_.overwrites_window(n_past_, n)) {
+        log_.hold({n_past_, ring_.oldest_held(), ring_.n_written});
+    } else {
+        log_.hold({n_past_, n_past_, ring_.n_written});  // the rows that a query at n_past needs stay as they are
+    }
+}
+
+void SplitCache::undo() {
+    return_to(log_.held());
+    log_.release();
+}
+
+void SplitCache::log_overwritten(int64_t n) {
+    if (log_.is_idle() || !layout_.has_ring()) return;
+    log_.held_overwritten(n_past_ + n);
+    const int64_t end = std::min(n_past_, n_past_ + n - ring_.n_ring());
+    for (LoggedRows & rows : log_.missing(ring_.oldest_held(), end)) {
+        rows.n_stored = rows.n;
+        rows.bytes.resize(size_t(rows.n * ring_row_bytes()));
+        uint8_t * to = rows.bytes.data();
+        for_each_ring_stretch(rows.first, rows.n, [&](const ggml_tensor * tensor, size_t offset, size_t size) {
+            ggml_backend_tensor_get(tensor, to, offset, size);
+            to += size;
+        });
+        log_.keep(std::move(rows));
+    }
+    while (log_.checkpoints().size() > 1 && log_.size_bytes() > n_most_windows * ring_.n_ring() * ring_row_bytes())
+        log_.remove_oldest();
+}
+
+void SplitCache::return_to(const Checkpoint & checkpoint) {
+    for (const auto & [first, rows] : log_.rows()) {
+        const int64_t begin = std::max(first, checkpoint.oldest), end = std::min(first + rows.n, checkpoint.n_past);
+        if (begin >= end) continue;
+        const uint8_t * head_rows = rows.bytes.data();
+        for (const Layer & layer : layers_)
+            for (ggml_tensor * tensor : {layer.tensors.k_ring, layer.tensors.v_ring})
+                for (int64_t head = 0; tensor && head < tensor->ne[2];
+                     ++head, head_rows += rows.n_stored * tensor->nb[1])
+                    for (int64_t pos = begin; pos < end;) {
+                        const int64_t row = ring_.row(pos), n_rows = std::min(end - pos, ring_.n_rows - row);
+                        ggml_backend_tensor_set(tensor, head_rows + (pos - first) * tensor->nb[1],
+                                                head * tensor->nb[2] + row * tensor->nb[1], n_rows * tensor->nb[1]);
+                        pos += n_rows;
+                    }
+    }
+    restore_position(checkpoint.n_past, checkpoint.n_written);
+}
+
+int64_t SplitCache::ring_row_bytes() const {
+    int64_t total = 0;
+    for (const LayerLayout & layer : layout_.layers)
+        total += layer.n_k_ring * row_bytes_k() + layer.n_v_ring * row_bytes_v();
     return total;
 }
 

@@ -1,8 +1,9 @@
 // The split KV cache of one session: full rows and window rows, K and V apart, on one backend buffer type.
 // Grows in whole blocks of rows, one layer at a time. Touched in two steps: reserve (may fail, changes nothing that is read),
-// then commit; a snapshot taken before an evaluation that overwrites the window undoes it.
+// then commit. Window rows that are about to be overwritten are logged where a checkpoint, or the evaluation's undo, needs them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "ggml-backend.h"
 #include "kv/cache_layout.h"
 #include "kv/ring.h"
+#include "kv/ring_log.h"
 
 namespace pysa {
 
@@ -24,13 +26,6 @@ struct LayerCache {
     ggml_tensor * v_full = nullptr;  // [n_embd_head_v, n_rows, n_v_full]
     ggml_tensor * k_ring = nullptr;  // [n_embd_head_k, n_window_rows, n_k_ring]
     ggml_tensor * v_ring = nullptr;  // [n_embd_head_v, n_window_rows, n_v_ring]
-};
-
-// The window rows of every layer as they were at n_past, in host memory.
-struct RingSnapshot {
-    int64_t n_past = 0;
-    int64_t n_written = 0;
-    std::vector<uint8_t> bytes;
 };
 
 class SplitCache {
@@ -53,12 +48,26 @@ class SplitCache {
     void reserve(int64_t n);
     // Positions [0, n_past + n) hold rows now.
     void commit(int64_t n);
-    // Forgets positions >= n; the caller has checked ring().can_continue_at(n).
+    // The next n positions will be written: logs the window rows they overwrite, as far as someone needs them. Before every step.
+    void log_overwritten(int64_t n);
+
+    // Whether truncate() can go there exactly: the ring still has the window before it, or a checkpoint lies there.
+    bool can_truncate(int64_t n) const;
+    // The largest position <= n that truncate() can go to.
+    int64_t rollback_position(int64_t n) const;
     void truncate(int64_t n);
     void clear();
 
-    RingSnapshot snapshot() const;
-    void restore(const RingSnapshot & snapshot);
+    // Lets truncate() come back to n_past. The oldest ones go when there are many, or their rows take more than four windows.
+    void checkpoint();
+
+    // Brackets an evaluation of n positions: undo() makes the cache what it was at hold(); one of the two ends it.
+    void hold(int64_t n);
+    void release() { log_.release(); }
+    void undo();
+
+    const RingLog & log() const { return log_; }
+    RingLog & log() { return log_; }
 
     CacheBytes allocated() const;
     int64_t row_bytes_k() const { return int64_t(ggml_row_size(types_.k, hp_.n_embd_head_k)); }
@@ -79,7 +88,18 @@ class SplitCache {
             }
         }
     }
-    size_t snapshot_bytes(int64_t n_written) const;
+    // The same of window rows of positions [first, first + n), n_sink <= first; the bytes of a row are those of all layers.
+    template <class Visit> void for_each_ring_stretch(int64_t first, int64_t n, Visit && visit) const {
+        for (const Layer & layer : layers_)
+            for (ggml_tensor * tensor : {layer.tensors.k_ring, layer.tensors.v_ring})
+                for (int64_t head = 0; tensor && head < tensor->ne[2]; ++head)
+                    for (int64_t pos = first; pos < first + n;) {
+                        const int64_t row = ring_.row(pos), n_rows = std::min(first + n - pos, ring_.n_rows - row);
+                        visit(tensor, head * tensor->nb[2] + row * tensor->nb[1], size_t(n_rows) * tensor->nb[1]);
+                        pos += n_rows;
+                    }
+    }
+    int64_t ring_row_bytes() const;
     void restore_position(int64_t n_past, int64_t n_written);
 
   private:
@@ -96,6 +116,7 @@ class SplitCache {
         std::unique_ptr<ggml_backend_buffer, BufferDeleter> buffer;
     };
 
+    void return_to(const Checkpoint & checkpoint);
     Layer allocate_layer(const LayerLayout & layout, int64_t n_rows) const;  // the rows are not yet set
 
     const HParams hp_;
@@ -108,6 +129,7 @@ class SplitCache {
     int64_t n_past_ = 0;
     int64_t n_rows_ = 0;
     uint64_t generation_ = 0;
+    RingLog log_;
 };
 
 }  // namespace pysa

@@ -13,7 +13,7 @@
 
 namespace pysa {
 
-constexpr uint32_t state_version = 2;
+constexpr uint32_t state_version = 3;
 
 // Not cryptographic: it finds damage, not forgery; the fields are bounds-checked as they are read, whatever it says.
 // Depends on the bytes alone, not on how they were cut into calls.
