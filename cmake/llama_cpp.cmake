@@ -79,6 +79,10 @@ function(pysa_add_llama_cpp)
     set(GGML_NATIVE ${PYSA_NATIVE} CACHE BOOL "" FORCE)
     set(GGML_CUDA ${PYSA_CUDA} CACHE BOOL "" FORCE)
     add_subdirectory("${PYSA_LLAMA_CPP_SOURCE}" "${CMAKE_BINARY_DIR}/llama.cpp" EXCLUDE_FROM_ALL)
+    if(NOT MSVC)
+        set_property(SOURCE "${PYSA_LLAMA_CPP_SOURCE}/src/llama-grammar.cpp" TARGET_DIRECTORY llama APPEND PROPERTY
+            COMPILE_OPTIONS "-include;${CMAKE_CURRENT_FUNCTION_LIST_DIR}/grammar_log.h;-Wno-format-security")
+    endif()
     # JSON schemas to grammars: a few files of `common`, the rest of which is for llama.cpp's own tools.
     set(common "${PYSA_LLAMA_CPP_SOURCE}/common")
     add_library(pysa_json_schema STATIC EXCLUDE_FROM_ALL "${common}/json-schema-to-grammar.cpp" "${common}/json-schema.cpp"

@@ -99,6 +99,14 @@ int32_t likeliest(const float * logits, int32_t n_vocab) {
     return int32_t(std::find_if(logits + best_block, logits + n_vocab, is_best) - logits);
 }
 
+// The first line of what libllama logged, without the function's name; the grammar itself follows it there.
+std::string reason(std::string logged) {
+    logged.resize(std::min(logged.find('\n'), logged.size()));
+    if (const size_t name = logged.find(": "); name != std::string::npos) logged.erase(0, name + 2);
+    constexpr size_t n_most = 160;  // a parser quotes all the rest of the text
+    return logged.size() <= n_most ? logged : logged.substr(0, n_most) + "...";
+}
+
 llama_sampler * new_chain() {
     llama_sampler_chain_params params = llama_sampler_chain_default_params();
     params.no_perf = true;
@@ -172,7 +180,7 @@ void Sampler::make_grammar() {
         } catch (const std::exception & error) {
             fault = error.what();
         }
-        if (!made && fault.empty()) fault = take_logged_errors();
+        if (!made && fault.empty()) fault = reason(take_logged_errors());
     });
     if (!made)
         throw ArgumentError("grammar: expected GBNF with a rule `" + params_.grammar_root +
