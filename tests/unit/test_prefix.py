@@ -145,6 +145,17 @@ def test_what_the_window_forgot_is_evaluated_again_and_counted(shared_model: pys
     assert relative_error(logits, expected) <= 2 * TOLERANCES["fused", "f32"]
 
 
+def test_the_third_question_about_a_text_is_free(shared_model: pysa.Model) -> None:
+    session = shared_model.session(**FIELDS)
+    document = text(330, 13)
+    reuses = [evaluate_prompt(session, [*document, 5 + i, *text(70, 14 + i)])[1] for i in range(3)]
+    # Where the text ends is not known before the second question departs from the first.
+    assert reuses[0] == Reuse(0, 0)
+    assert reuses[1].n_reused < 330
+    assert reuses[1].n_reused + reuses[1].n_reevaluated == 330
+    assert reuses[2] == Reuse(330, 0)
+
+
 def test_a_long_prompt_leaves_checkpoints_towards_its_end(shared_model: pysa.Model) -> None:
     session = shared_model.session(**FIELDS)
     prompt = text(1000, 10)

@@ -110,6 +110,9 @@ def test_the_longest_usable_prefix_wins(
     assert cache.find(model, [], settings) is None
     assert cache.find(model, [*trunk, 5], settings, longer_than=150) is None  # no better than what is held already
     assert cache.find(model, [*trunk, 5], settings, longer_than=149) is not None
+    # The last token is evaluated in any case: an entry that has it spares no more than one that does not.
+    assert cache.find(model, branches[2], settings, longer_than=399) is None
+    assert cache.find(model, branches[2], settings, longer_than=398) is not None
 
 
 def test_a_window_makes_what_is_usable(shared_gguf: Path, cache: PrefixCache) -> None:
@@ -154,7 +157,11 @@ def test_other_settings_do_not_match(
 
 
 def test_other_plans_and_models_do_not_match(
-    model: pysa.Model, cache: PrefixCache, held: Callable[..., pysa.Session], tiny_gguf: Callable[..., Path]
+    model: pysa.Model,
+    cache: PrefixCache,
+    held: Callable[..., pysa.Session],
+    tiny_gguf: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     tokens = text(100, 13)
     cache.put(held(tokens))
@@ -164,6 +171,8 @@ def test_other_plans_and_models_do_not_match(
         settings = settings_of(other.session(**FIELDS))
         assert settings == settings_of(model.session(**FIELDS))  # all but the weights are the same
         assert cache.find(other, [*tokens, 3], settings) is None
+    assert cache.find(model, [*tokens, 3], settings) is not None  # nobody has taken it for damaged
+    assert caplog.records == []
 
 
 def test_short_sessions_and_short_prefixes_are_left_out(
@@ -197,10 +206,18 @@ def test_a_session_replaces_what_it_extends(
 
 
 def test_the_least_recently_used_go_when_it_is_full(
-    model: pysa.Model, tmp_path: Path, held: Callable[..., pysa.Session]
+    model: pysa.Model, tmp_path: Path, held: Callable[..., pysa.Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of(model.session(**FIELDS))
     prompts = [text(100, seed) for seed in range(30, 35)]
+    n_others: list[int] = []  # bytes of the others while one is written
+    save = pysa.Session.save
+
+    def watched(session: pysa.Session, path: Path) -> None:
+        n_others.append(sum(other.stat().st_size for other in path.parents[1].glob("*-*.*")))
+        save(session, path)
+
+    monkeypatch.setattr(pysa.Session, "save", watched)
     PrefixCache(tmp_path / "one", min_tokens=16).put(held(prompts[0]))
     n_entry = PrefixCache(tmp_path / "one").size_bytes
 
@@ -214,6 +231,7 @@ def test_the_least_recently_used_go_when_it_is_full(
     for prompt in prompts[3:]:
         cache.put(held(prompt))
         assert cache.size_bytes <= 3.5 * n_entry
+        assert n_others[-1] <= 2.6 * n_entry  # room was made before
     kept = [cache.find(model, [*prompt, 3], settings) is not None for prompt in prompts]
     assert kept == [True, False, False, True, True]
     assert cache.size_bytes == sum(path.stat().st_size for path in files(cache))
