@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pysa._arguments import check_int, check_text
 from pysa.chat.answer import Answer, Watch, generate
-from pysa.chat.held import Held, Prompt, Segment, fit
+from pysa.chat.held import Held, Prompt, Segment, fit, n_said_behind
 from pysa.chat.turn import Again, Dropped, Event, Reason, Turn
 from pysa.errors import ArgumentError, ContextFullError, ModelFileError
 from pysa.prefix import common_prefix, rewind
@@ -206,19 +206,8 @@ class Conversation:
         if prompt.is_rewritten:
             has_thought = any(turn.thinking for turn in self.turns[self.n_dropped : -1])
             reason = self._reason or ("thinking" if has_thought else "rewritten")
-            n_again += self._n_said_behind(prompt)
+            n_again += n_said_behind(prompt, self.turns[self.n_dropped : -1], self.session.model)
         return Again(n_again, reason) if n_again else None
-
-    def _n_said_behind(self, prompt: Prompt) -> int:
-        """Tokens of earlier messages and answers that stand behind what is the same as before."""
-        n, at = 0, 0
-        for turn in self.turns[self.n_dropped : -1]:
-            for text in (turn.user.strip(), turn.answer.strip()):
-                found = prompt.text.find(text, at)
-                if text and found >= 0:
-                    at = found + len(text)
-                    n += len(self.session.model.tokenize(text, add_special=False)) if found >= prompt.n_same else 0
-        return n
 
     # ---- answers
 

@@ -6,6 +6,7 @@ write earlier turns differently the next time; from there on, the text is tokeni
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from pysa.prefix import common_prefix
 
 if TYPE_CHECKING:
     from pysa.chat.renderer import Renderer
+    from pysa.chat.turn import Turn
+    from pysa.model import Model
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,18 @@ def fit(held: Held, text: str, renderer: Renderer) -> Prompt:
     if is_rewritten:
         n_same += _n_common(held.text[n_same:], text[n_same:])
     return Prompt(text, segments, n_kept, n_known, n_same, is_rewritten)
+
+
+def n_said_behind(prompt: Prompt, turns: Sequence[Turn], model: Model) -> int:
+    """Tokens of these turns' messages and answers that stand behind what is the same in the prompt as before."""
+    n, at = 0, 0
+    for turn in turns:
+        for text in (turn.user.strip(), turn.answer.strip()):
+            found = prompt.text.find(text, at)
+            if text and found >= 0:
+                at = found + len(text)
+                n += len(model.tokenize(text, add_special=False)) if found >= prompt.n_same else 0
+    return n
 
 
 def _n_common(a: str, b: str) -> int:

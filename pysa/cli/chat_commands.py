@@ -1,4 +1,4 @@
-"""The commands of a chat: a table of names, what they take and what they do. chat.py runs them."""
+"""The commands of a chat: a table of names, what they take and what they do. chat_talk.py runs them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pysa.chat.saved import chat_path, save_chat
+from pysa.cli.chat_screen import PLAIN
 from pysa.cli.chat_settings import set_value, setting_names, settings
 from pysa.cli.chat_setup import read_text
 from pysa.cli.chat_view import count, stats_lines, table_lines
 from pysa.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from pysa.cli.chat import Talk
+    from pysa.cli.chat_talk import Talk
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def run_command(talk: Talk, name: str, argument: str) -> None:
     """
     command = COMMANDS.get(ALIASES.get(name, name))
     if command is None:
-        near = difflib.get_close_matches(name, [*COMMANDS, *ALIASES], n=1, cutoff=0.5)
+        begun = [one for one in COMMANDS if one.startswith(name)]
+        near = begun or difflib.get_close_matches(name, [*COMMANDS, *ALIASES], n=1)
         hint = f"did you mean {near[0]}?" if near else "/help lists them"
         raise ArgumentError(f"{name}: unknown command: {hint}")
     command.run(talk, argument)
@@ -63,7 +65,7 @@ def run_command(talk: Talk, name: str, argument: str) -> None:
 
 def _help(talk: Talk, _: str) -> None:
     rows = [(f"{command.name} {command.takes}".rstrip(), command.help) for command in COMMANDS.values()]
-    talk.screen.notes(table_lines(rows, talk.screen.width))
+    talk.screen.notes(table_lines(rows, talk.screen.width), PLAIN)
     talk.screen.notes(
         [
             "",
@@ -97,7 +99,7 @@ def _system(talk: Talk, argument: str) -> None:
         talk.chat.system = "" if argument in ("none", '""') else argument
         talk.screen.notes(["it takes effect with your next message" if talk.chat.turns else "set"])
     else:
-        talk.screen.notes((talk.chat.system or "there is no system message; /system TEXT sets one").splitlines())
+        talk.screen.notes((talk.chat.system or "there is no system message; /system TEXT sets one").splitlines(), PLAIN)
 
 
 def _read(talk: Talk, argument: str) -> None:
@@ -130,7 +132,7 @@ def _load(talk: Talk, argument: str) -> None:
 
 
 def _stats(talk: Talk, _: str) -> None:
-    talk.screen.notes(stats_lines(talk.chat, talk.screen.width))
+    talk.screen.notes(stats_lines(talk.chat, talk.screen.width), PLAIN)
 
 
 def _set(talk: Talk, argument: str) -> None:
@@ -143,7 +145,7 @@ def _set(talk: Talk, argument: str) -> None:
         rows = [(one, text) for one, text in shown.items() if one.startswith(name.replace("-", "_"))]
         if not rows:
             raise ArgumentError(f"{name}: unknown setting: expected one of {', '.join(setting_names())}")
-        talk.screen.notes(table_lines(rows, max(talk.screen.width, 60)))
+        talk.screen.notes(table_lines(rows, max(talk.screen.width, 60)), PLAIN)
 
 
 def _clear(talk: Talk, _: str) -> None:

@@ -1,6 +1,6 @@
 """Where messages and commands are typed: a line editor with history and completion, or plain lines on a dumb terminal.
 
-Only this module knows prompt_toolkit.
+Only this module and chat_history.py know prompt_toolkit.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus
 from prompt_toolkit.formatted_text import FormattedText
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 from wcwidth import iter_graphemes
+
+from pysa.cli.chat_history import open_history
 
 if TYPE_CHECKING:
     from prompt_toolkit.output.color_depth import ColorDepth
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 PROMPT, MORE = "> ", ". "
 QUOTES = '"""'
-HISTORY_BYTES = 1 << 20  # beyond that, the older half goes
 
 
 class InterruptedInputError(Exception):
@@ -57,6 +57,9 @@ class Reader(Protocol):
             InterruptedInputError: Ctrl-C.
             EOFError: Ctrl-D.
         """
+
+    def held_back(self) -> contextlib.AbstractContextManager[None]:
+        """While it reads, and between that: what is typed meanwhile waits for the next time."""
 
 
 def is_open(text: str) -> bool:
@@ -96,6 +99,10 @@ class LineReader:
             raise InterruptedInputError(bool(text)) from None
         return text.rstrip("\n") or default
 
+    def held_back(self) -> contextlib.AbstractContextManager[None]:
+        """As Reader has it; a terminal that edits lines itself has to show them."""
+        return contextlib.nullcontext()
+
 
 class EditorReader:
     """A line editor.
@@ -126,6 +133,10 @@ class EditorReader:
     def read(self, default: str = "") -> str:
         """As Reader has it."""
         return self._session.prompt(default=default)
+
+    def held_back(self) -> contextlib.AbstractContextManager[None]:
+        """As Reader has it."""
+        return keys_held_back()
 
 
 class _Output(Vt100_Output):
@@ -206,50 +217,9 @@ class CommandCompleter(Completer):
                 yield from (Completion(one, -len(last)) for one in words if one.startswith(last))
 
 
-def history_path() -> Path:
-    """The file that keeps what was typed, in the user's folder for a program's state."""
-    if os.name == "nt":
-        folder = os.environ.get("LOCALAPPDATA") or "~"
-    else:
-        folder = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(folder).expanduser() / "pysa" / "chat_history"
-
-
-def open_history(path: Path | None) -> History:
-    """A history in a file that only its owner can read; one in memory where that cannot be had."""
-    if path is None:
-        return InMemoryHistory()
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
-        path.chmod(0o600)
-        _shorten(path)
-    except OSError:
-        return InMemoryHistory()
-    return _SafeHistory(path)
-
-
-class _SafeHistory(FileHistory):
-    """A full disk loses what is typed for the next time, not the chat."""
-
-    def store_string(self, string: str) -> None:
-        with contextlib.suppress(OSError):
-            super().store_string(string)
-
-
-def _shorten(path: Path) -> None:
-    raw = path.read_bytes()
-    if len(raw) > HISTORY_BYTES:
-        _, _, kept = raw[len(raw) // 2 :].partition(b"\n# ")
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
-        os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        beside.write_bytes(b"\n# " + kept)
-        beside.replace(path)
-
-
 @contextlib.contextmanager
 def keys_held_back() -> Iterator[None]:
-    """What is typed meanwhile is not shown, and is there when the prompt comes back. Ctrl-C still interrupts."""
+    """What is typed while nobody reads is not shown, and not lost. Ctrl-C still interrupts."""
     try:
         import termios  # noqa: PLC0415  not everywhere
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pysa.chat.turn import Kind
     from pysa.cli.console import Console
 
-DIM, RED = "2", "31"
+PLAIN, DIM, RED = "", "2", "31"
 NARROWEST = 8  # columns; a window below that is treated as this wide
 TAB = "    "
 # What a terminal would act on. A model's text, a file's or a message's must not move the cursor or set a title.
@@ -50,7 +50,7 @@ class Screen:
 
     def paint(self, style: str, text: str) -> str:
         """`text` in a style, which ends with it; as it is where there are no colours."""
-        return f"\x1b[{style}m{text}\x1b[0m" if self.console.colour and text else text
+        return f"\x1b[{style}m{text}\x1b[0m" if self.console.colour and style and text else text
 
     def notes(self, lines: Iterable[str], style: str = DIM) -> None:
         """Lines of the program's own, wrapped between words; a line's indentation is kept."""
@@ -58,7 +58,7 @@ class Screen:
         for line in lines:
             indent = " " * (len(line) - len(line.lstrip(" ")))
             wrapped = textwrap.wrap(harmless(line), self.width, subsequent_indent=indent) or [""]
-            self.console.write("".join(self.paint(style, one) + "\n" for one in wrapped))
+            self.console.write("".join(self.paint(style, one.replace("\u00a0", " ")) + "\n" for one in wrapped))
 
     def error(self, line: str) -> None:
         """A line that says what went wrong."""
@@ -93,6 +93,7 @@ class Flow:
         self._is_wrapped = is_wrapped
         self._kind: Kind | None = None
         self._column = 0
+        self._space = ""  # before the word, once it is known on which line that goes
         self._word = ""
         self._line = ""  # as far as it tells whether it is a fence
         self._in_code = False
@@ -107,7 +108,7 @@ class Flow:
                 self._break()
             elif part.isspace():
                 self._flush()
-                self._put(part[: max(0, self._screen.width - self._column)] if self._wraps else part)
+                self._space += part
             else:
                 self._take(part)
             self._line = (self._line + part)[:8] if part != "\n" else ""
@@ -118,7 +119,7 @@ class Flow:
         self._flush()
         if self._column:
             self._break()
-        self._kind = None
+        self._kind, self._space = None, ""
 
     @property
     def _wraps(self) -> bool:
@@ -137,7 +138,7 @@ class Flow:
     def _break(self) -> None:
         self._flush()
         self._screen.console.write("\n")
-        self._column = 0
+        self._column, self._space = 0, ""
         if self._line.lstrip().startswith("```"):
             self._in_code = not self._in_code
         self._line = ""
@@ -157,19 +158,17 @@ class Flow:
 
     def _place(self, unit: str) -> None:
         """Puts a unit that must not be split where there is room for it."""
-        n, width = _width(unit), self._screen.width
-        if self._wraps and self._column and self._column + n > width and n <= width:
+        if not unit:
+            return
+        text, width = self._space + unit, self._screen.width
+        if self._wraps and self._column and self._column + _width(text) > width >= _width(unit):
             self._screen.console.write("\n")
-            self._column = 0
-        self._put(unit)
-
-    def _put(self, text: str) -> None:
-        if text:
-            self._screen.console.write(self._screen.paint(DIM, text) if self._kind == "thinking" else text)
-            width = self._screen.width
-            self._column += _width(text)
-            if self._column > width:
-                self._column = (self._column - 1) % width + 1
+            self._column, text = 0, unit
+        self._space = ""
+        self._screen.console.write(self._screen.paint(DIM, text) if self._kind == "thinking" else text)
+        self._column += _width(text)
+        if self._column > width:
+            self._column = (self._column - 1) % width + 1
 
 
 def _width(text: str) -> int:

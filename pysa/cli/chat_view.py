@@ -29,6 +29,9 @@ STOPPED = {
 }
 
 
+SPACE = "\u00a0"  # where no line may end; Screen shows a space
+
+
 def count(n: int, what: str) -> str:
     """`1 token`, `2,048 tokens`."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
@@ -68,8 +71,8 @@ def status_line(chat: Conversation, console: Console) -> str:
     parts = [
         f"{chat.n_used:,} of {count(chat.session.n_ctx, 'token')}",
         f"{chat.turns[-1].speed.answer_per_s:.1f} tokens/s" if chat.turns else "",
-        f"cache {size_text(memory['total'])} ({', '.join(_cache_parts(memory))})",
-        _saved(memory),
+        f"cache {_size(memory['total'])} ({', '.join(_cache_parts(memory))})",
+        _saved(chat),
     ]
     return (" · " if console.unicode else "; ").join(part for part in parts if part)
 
@@ -82,10 +85,10 @@ def stats_lines(chat: Conversation, width: int) -> list[str]:
     facts = {
         "context": f"{chat.n_used:,} of {count(session.n_ctx, 'token')} ({share:.0f} %), "
         f"{count(len(turns), 'turn')}{dropped}",
-        "cache": f"{size_text(memory['total'])} with room for {count(memory['n_rows'], 'token')}: "
+        "cache": f"{_size(memory['total'])} with room for {count(memory['n_rows'], 'token')}: "
         + ", ".join(_cache_parts(memory)),
-        "plan": _saved(memory) + f" of a dense cache's {size_text(memory['dense'])}" if _saved(memory) else "",
-        "going back": f"{size_text(memory['checkpoints'])} of checkpoints" if memory["checkpoints"] else "",
+        "plan": _saved(chat) + " of a dense cache" if _saved(chat) else "",
+        "going back": f"{_size(memory['checkpoints'])} of checkpoints" if memory["checkpoints"] else "",
     }
     if turns:
         speed = turns[-1].speed
@@ -113,6 +116,10 @@ def table_lines(rows: Iterable[tuple[str, str]], width: int) -> list[str]:
     return lines
 
 
+def _size(n_bytes: int) -> str:
+    return size_text(n_bytes).replace(" ", SPACE)
+
+
 def _cache_parts(memory: dict[str, int]) -> list[str]:
     # Heads that share weights keep the keys of their window only.
     parts = {
@@ -120,12 +127,16 @@ def _cache_parts(memory: dict[str, int]) -> list[str]:
         "shared heads' window": memory["window_keys"] + memory["window_values"],
         "values": memory["values"],
     }
-    return [f"{name} {size_text(n)}" for name, n in parts.items() if n]
+    return [f"{name} {_size(n)}" for name, n in parts.items() if n]
 
 
-def _saved(memory: dict[str, int]) -> str:
-    saving = 1.0 - memory["total"] / memory["dense"] if memory["dense"] else 0.0
-    return f"saves {100 * saving:.1f} %" if saving > 0 else ""
+def _saved(chat: Conversation) -> str:
+    """What the plan saves now, or would with a full context: a short conversation has little to share."""
+    memory = chat.session.memory()
+    saving, where = 1.0 - memory["total"] / max(memory["dense"], 1), ""
+    if saving <= 0:
+        saving, where = _saving(chat, chat.session.n_ctx), f" at {count(chat.session.n_ctx, 'token')}"
+    return f"saves {100 * saving:.1f}{SPACE}%{where}" if saving > 0 else ""
 
 
 def _saving(chat: Conversation, n: int) -> float:

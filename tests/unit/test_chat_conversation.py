@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ WORDS = tuple(f" {name}" for name in ("alpha", "beta", "gamma", "delta", "epsilo
 
 
 def chain(*texts: str) -> dict[str, str]:
-    return dict(zip(texts, texts[1:], strict=False))
+    return dict(pairwise(texts))
 
 
 def with_template(template: str) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def with_template(template: str) -> dict[str, Any]:
 def model(request: pytest.FixtureRequest, tiny_gguf: Callable[..., Path]) -> Iterator[pysa.Model]:
     """Random weights, so that every token before counts; with a plan whose ring forgets, and without."""
     plan = random_plan(4, 6, 2, seed=3, **WINDOW) if request.param == "plan" else None
-    with pysa.Model(tiny_gguf("llama", **with_template(CHATML), plan=plan), n_threads=2) as opened:
+    with pysa.Model(tiny_gguf("llama", **with_template(CHATML), plan=plan), n_threads=1) as opened:
         yield opened
 
 
@@ -85,10 +86,8 @@ def test_turns_equal_a_fresh_session(model: pysa.Model) -> None:
         check_last(chat)
         assert chat.turns[-1].speed.n_reused == n_past
     text = model.detokenize(chat.held.segments[0].tokens, special=True)
-    assert (
-        text
-        == "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nmessage 0 é 你好 🙂<|im_end|>\n<|im_start|>assistant\n"
-    )
+    turns = ("system\nbe brief<|im_end|>\n", "user\nmessage 0 é 你好 🙂<|im_end|>\n", "assistant\n")
+    assert text == "".join(f"<|im_start|>{turn}" for turn in turns)
     assert model.detokenize(chat.held.segments[2].tokens, special=True).startswith("<|im_end|>\n<|im_start|>user\nmess")
 
 
@@ -208,7 +207,7 @@ def test_a_new_system_message_says_what_that_takes(model: pysa.Model) -> None:
 
 def test_a_template_that_strips_answers_rewrites_history(tiny_gguf: Callable[..., Path]) -> None:
     template = CHATML.replace("{{ m.content }}", "{{ m.content | trim }}!")
-    with pysa.Model(tiny_gguf("llama", **with_template(template)), n_threads=2) as model:
+    with pysa.Model(tiny_gguf("llama", **with_template(template)), n_threads=1) as model:
         chat = start(model)
         say(chat, "one")
         n_prompt, answer = len(chat.held.segments[0].tokens), chat.turns[0].answer
@@ -224,7 +223,7 @@ def test_a_template_that_strips_answers_rewrites_history(tiny_gguf: Callable[...
 
 def test_a_template_that_refuses_leaves_everything_as_it_was(tiny_gguf: Callable[..., Path]) -> None:
     template = "{% if messages | length > 1 %}{{ raise_exception('one at a time') }}{% endif %}" + CHATML
-    with pysa.Model(tiny_gguf("llama", **with_template(template)), n_threads=2) as model:
+    with pysa.Model(tiny_gguf("llama", **with_template(template)), n_threads=1) as model:
         chat = start(model)
         say(chat, "one")
         tokens, turns = chat.session.tokens, list(chat.turns)
@@ -238,10 +237,10 @@ def test_a_template_that_refuses_leaves_everything_as_it_was(tiny_gguf: Callable
 
 
 def test_no_template_names_the_option(tiny_gguf: Callable[..., Path], tmp_path: Path) -> None:
-    with pysa.Model(tiny_gguf("llama"), n_threads=2) as model:
-        with pytest.raises(ModelFileError, match="no chat template.*--chat-template"):
+    with pysa.Model(tiny_gguf("llama"), n_threads=1) as model:
+        with pytest.raises(ModelFileError, match=r"no chat template.*--chat-template"):
             find_renderer(model, None)
-        with pytest.raises(ArgumentError, match="absent.*expected a file or one of .*chatml"):
+        with pytest.raises(ArgumentError, match=r"absent.*expected a file or one of .*chatml"):
             find_renderer(model, str(tmp_path / "absent"))
         (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}?")
         assert find_renderer(model, str(tmp_path / "t.jinja")).render("", [Turn("hi")]) == "hi?"
@@ -252,7 +251,7 @@ def test_no_template_names_the_option(tiny_gguf: Callable[..., Path], tmp_path: 
 
 def test_text_goes_on_where_it_stands(tiny_gguf: Callable[..., Path]) -> None:
     for vocab in ("gpt2", "llama"):
-        with pysa.Model(tiny_gguf("llama", vocab=vocab), n_threads=2) as model:
+        with pysa.Model(tiny_gguf("llama", vocab=vocab), n_threads=1) as model:
             renderer = find_renderer(model, "chatml")
             text = "the thing and the [INST] in\n\nthe end"
             whole = renderer.tokenize(text)
@@ -266,7 +265,7 @@ def test_text_goes_on_where_it_stands(tiny_gguf: Callable[..., Path]) -> None:
 
 
 def talker(path: Path, says: dict[str, Any], **options: Any) -> pysa.Model:
-    return pysa.Model(write_talking_gguf(path / "talking.gguf", says, **options), n_threads=2)
+    return pysa.Model(write_talking_gguf(path / "talking.gguf", says, **options), n_threads=1)
 
 
 def test_thinking_is_told_apart_and_left_out_of_history(tmp_path: Path) -> None:
