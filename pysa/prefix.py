@@ -142,10 +142,10 @@ def _read(native: _native.Session, ids: npt.NDArray[np.int32], interrupt: Interr
         n_left = ids.size - n_past
         n_next = native.ubatch_size(n_left)
         native.eval(ids[n_past : n_past + n_next], "none", interrupt)
-        if n_next < n_left and _spacing(n_left) > _spacing(n_left - n_next):
+        if n_next < n_left and spacing(n_left) > spacing(n_left - n_next):
             native.checkpoint()
 
 
-def _spacing(n_left: int) -> int:
-    """Changes by one each time a prompt's end comes four times closer."""
+def spacing(n_left: int) -> int:
+    """Changes by one each time a prompt's end comes four times closer: a checkpoint is due then."""
     return max(0, n_left // TAIL).bit_length() // 2

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pysa.prefix import Reuse, _spacing, common_prefix, rewind
+from pysa.prefix import Reuse, common_prefix, rewind, spacing
 from pysa.scheduler.ticket import Drivable, Ticket
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Lane:
     def _keep_point(self, n_before: int) -> None:
         """A checkpoint where a conversation is likely to come back: the rule of pysa.prefix.evaluate_prompt."""
         n_past, n_left = self.session.n_past, len(self.pending)
-        if n_past and (n_left == 1 or n_past == self._departs or _spacing(n_before) > _spacing(n_left)):
+        if n_past and (n_left == 1 or n_past == self._departs or spacing(n_before) > spacing(n_left)):
             self.session.checkpoint()
 
 
