@@ -21,9 +21,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
         from pysa.server.run import bind, serve  # noqa: PLC0415  an extra
         from pysa.server.settings import ServerSettings  # noqa: PLC0415
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "anyio", "h11", "click"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("starlette", "uvicorn", "anyio", "h11", "click"):
             raise
-        raise UsageError(f"serve: {error.name} is missing; pip install 'pysa[serve]'") from error
+        raise UsageError(f"serve: {package} is missing; pip install 'pysa[serve]'") from error
     from pysa.llama.async_llama import AsyncLlama  # noqa: PLC0415
 
     key = _key(options)

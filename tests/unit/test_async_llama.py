@@ -23,7 +23,7 @@ from pysa.scheduler import QueueFullError
 
 PROMPT = "the thing and the "
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
-ARGUMENTS: dict[str, Any] = {"n_ctx": 512, "n_threads": 2, "type_k": "f32", "type_v": "f32", "verbose": False}
+ARGUMENTS: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "type_k": "f32", "type_v": "f32", "verbose": False}
 WAIT_S = 60.0
 
 
