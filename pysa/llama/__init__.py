@@ -1,6 +1,6 @@
 """The interface of llama-cpp-python: `import pysa.llama as llama_cpp`. docs/binding.md says what is the same.
 
-AsyncLlama is imported when it is first used.
+install_as_llama_cpp() puts it where programs look for llama_cpp. AsyncLlama is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pysa.llama.arguments import (
     LLAMA_SPLIT_MODE_NONE,
     LLAMA_SPLIT_MODE_ROW,
 )
+from pysa.llama.as_llama_cpp import install_as_llama_cpp
 from pysa.llama.caches import BaseLlamaCache, LlamaCache, LlamaDiskCache, LlamaRAMCache
 from pysa.llama.llama import Llama
 from pysa.llama.request import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
@@ -79,6 +80,7 @@ __all__ = [
     "StoppingCriteria",
     "StoppingCriteriaList",
     "__version__",
+    "install_as_llama_cpp",
 ]
 
 
