@@ -90,7 +90,7 @@ class Conversation:
         self.turns.append(turn)
         try:
             prompt = yield from self._prepare()
-            turn.start = common_prefix(self.session.native.tokens, prompt.tokens[:-1])
+            turn.start = max(common_prefix(self.session.native.tokens, prompt.tokens[:-1]), prompt.n_known)
             turn.n_segments = prompt.n_kept
             yield from self._answer(turn, prompt, watch)
         finally:
@@ -186,8 +186,10 @@ class Conversation:
         A quarter, because all that is kept has to be evaluated again: that should not happen with each message.
         """
         n_most = self.session.n_ctx * 3 // 4 - n_said
-        while len(prompt.tokens) > n_most and self.n_dropped < len(self.turns) - 1:
-            self.n_dropped += 1
+        while (n_over := len(prompt.tokens) - n_most) > 0 and self.n_dropped < len(self.turns) - 1:
+            while n_over > 0 and self.n_dropped < len(self.turns) - 1:
+                n_over -= self.turns[self.n_dropped].n_tokens(self.session.model)
+                self.n_dropped += 1
             self._reason = "dropped"
             prompt = self._prompt()
         return prompt

@@ -55,7 +55,11 @@ class Renderer:
     def tokenize(self, text: str) -> list[int]:
         """The tokens of a rendered conversation."""
         # A template that writes BOS itself would otherwise get two.
-        return self.model.tokenize(text, add_special=not (self._bos and text.startswith(self._bos)))
+        tokens = self.model.tokenize(text, add_special=not (self._bos and text.startswith(self._bos)))
+        vocab = self.model.native.vocab
+        if vocab.add_eos and not text.endswith(self._eos) and tokens[-1:] == [vocab.eos]:
+            tokens.pop()  # the answer comes behind it
+        return tokens
 
     def tokenize_more(self, before: str, text: str) -> list[int]:
         """The tokens of `text` where it goes on from `before`; together they are a rendered conversation."""

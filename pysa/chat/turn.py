@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from pysa.model import Model
 
 Kind: TypeAlias = Literal["thinking", "answer"]
 Stopped: TypeAlias = Literal["", "end", "max_tokens", "interrupted", "context_full"]
@@ -62,6 +65,10 @@ class Turn:
     start: int = 0
     n_segments: int = 0
     speed: Speed = field(default_factory=Speed)
+
+    def n_tokens(self, model: Model) -> int:
+        """Tokens of the message and the answer, without what a template writes around them."""
+        return sum(len(model.tokenize(text, add_special=False)) for text in (self.user, self.answer))
 
 
 @dataclass(frozen=True)

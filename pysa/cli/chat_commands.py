@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from pysa.chat.saved import chat_path, save_chat
 from pysa.cli.chat_screen import PLAIN
 from pysa.cli.chat_settings import set_value, setting_names, settings
-from pysa.cli.chat_setup import read_text
 from pysa.cli.chat_view import count, stats_lines, table_lines
 from pysa.errors import ArgumentError
 
@@ -105,11 +104,7 @@ def _system(talk: Talk, argument: str) -> None:
 def _read(talk: Talk, argument: str) -> None:
     if not argument:
         raise ArgumentError("/read: expected a file, got none")
-    path = _one_path(argument)
-    text = read_text(path)
-    talk.attached.append(text)
-    n_tokens = len(talk.chat.session.model.tokenize(text, add_special=False))
-    talk.screen.notes([f"{path}: {count(n_tokens, 'token')}, before your next message"])
+    talk.attach(_one_path(argument))
 
 
 def _save(talk: Talk, argument: str) -> None:

@@ -5,10 +5,9 @@ Only this module and chat_history.py know prompt_toolkit.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,9 +57,6 @@ class Reader(Protocol):
             EOFError: Ctrl-D.
         """
 
-    def held_back(self) -> contextlib.AbstractContextManager[None]:
-        """While it reads, and between that: what is typed meanwhile waits for the next time."""
-
 
 def is_open(text: str) -> bool:
     '''Whether a block that `"""` began goes on.'''
@@ -99,10 +95,6 @@ class LineReader:
             raise InterruptedInputError(bool(text)) from None
         return text.rstrip("\n") or default
 
-    def held_back(self) -> contextlib.AbstractContextManager[None]:
-        """As Reader has it; a terminal that edits lines itself has to show them."""
-        return contextlib.nullcontext()
-
 
 class EditorReader:
     """A line editor.
@@ -133,10 +125,6 @@ class EditorReader:
     def read(self, default: str = "") -> str:
         """As Reader has it."""
         return self._session.prompt(default=default)
-
-    def held_back(self) -> contextlib.AbstractContextManager[None]:
-        """As Reader has it."""
-        return keys_held_back()
 
 
 class _Output(Vt100_Output):
@@ -215,22 +203,3 @@ class CommandCompleter(Completer):
             last = rest.rpartition(" ")[2]
             if rest.lstrip() == last:
                 yield from (Completion(one, -len(last)) for one in words if one.startswith(last))
-
-
-@contextlib.contextmanager
-def keys_held_back() -> Iterator[None]:
-    """What is typed while nobody reads is not shown, and not lost. Ctrl-C still interrupts."""
-    try:
-        import termios  # noqa: PLC0415  not everywhere
-
-        fd = sys.stdin.fileno()
-        before = termios.tcgetattr(fd)
-    except (ImportError, OSError, ValueError, termios.error):
-        yield
-        return
-    quiet = [*before[:3], before[3] & ~(termios.ECHO | termios.ICANON), *before[4:]]
-    termios.tcsetattr(fd, termios.TCSADRAIN, quiet)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)

@@ -59,18 +59,13 @@ def read_text(path: str) -> str:
         raise UsageError(f"{name}: not UTF-8 at byte {error.start}: expected text") from None
 
 
-def first_texts(options: argparse.Namespace) -> list[str]:
-    """The files that the first message begins with."""
-    return [read_text(path) for path in options.file]
-
-
 def only_message(options: argparse.Namespace) -> str:
     """The message where nobody can be asked for one: files, and the prompt or what comes through stdin.
 
     Raises:
         UsageError: it is empty.
     """
-    texts = first_texts(options)
+    texts = [read_text(path) for path in options.file]
     if options.prompt is not None:
         texts.append(options.prompt)
     elif "-" not in options.file and not (texts and sys.stdin.isatty()):

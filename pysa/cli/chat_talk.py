@@ -23,7 +23,7 @@ from pysa.cli.chat_input import (
 )
 from pysa.cli.chat_screen import Flow, Screen
 from pysa.cli.chat_settings import Shown
-from pysa.cli.chat_setup import joined
+from pysa.cli.chat_setup import joined, read_text
 from pysa.cli.chat_view import count, event_line, status_line, stopped_line
 from pysa.cli.errors import EXIT_INTERRUPTED, UsageError, one_line
 from pysa.errors import PysaError
@@ -82,36 +82,30 @@ class Talk:
 
     def run(self) -> int:
         """Talks until somebody leaves; the exit status."""
-        with self.reader.held_back():
-            return self._run()
-
-    def _run(self) -> int:
         n_interrupts = 0
         while True:
             try:
                 text = self.reader.read()
-            except EOFError:
+                n_interrupts = 0
+                self._handle(text)
+            except (EOFError, Leave):
                 return 0
             except (InterruptedInputError, KeyboardInterrupt) as interrupt:
-                had_text = isinstance(interrupt, InterruptedInputError) and interrupt.had_text
-                n_interrupts += not had_text
+                if isinstance(interrupt, InterruptedInputError) and interrupt.had_text:
+                    continue
+                n_interrupts += 1
                 if n_interrupts > 1:
                     return EXIT_INTERRUPTED
-                if not had_text:
-                    self.screen.notes(["Ctrl-C again or Ctrl-D leaves; /help lists the commands"])
-                continue
-            n_interrupts = 0
-            if not text.strip():
-                continue
-            try:
-                self.take(text)
-            except Leave:
-                return 0
-            except (PysaError, UsageError, OSError) as error:
-                self.screen.error(one_line(str(error)))
-            except KeyboardInterrupt:
-                self.screen.notes(["stopped"])
-            self.screen.notes([""])
+                self.screen.notes(["Ctrl-C again or Ctrl-D leaves; /help lists the commands"])
+
+    def _handle(self, text: str) -> None:
+        if not text.strip():
+            return
+        try:
+            self.take(text)
+        except (PysaError, UsageError, OSError) as error:
+            self.screen.error(one_line(str(error)))
+        self.screen.notes([""])
 
     def take(self, text: str) -> None:
         """A message or a command.
@@ -142,12 +136,25 @@ class Talk:
                         self.screen.notes([event_line(event)])
                     elif event.kind == "answer" or self.shown.thinking == "show":
                         flow.write(event.kind, event.text)
+                    else:
+                        self.screen.progress("thinking")
             finally:
                 flow.finish()
         if (line := stopped_line(self.chat)) is not None:
             self.screen.notes([line])
         if self.shown.status:
             self.screen.notes([status_line(self.chat, self.screen.console)])
+
+    def attach(self, path: str) -> None:
+        """Puts a file before the next message.
+
+        Raises:
+            UsageError, OSError: it cannot be read, or is no text.
+        """
+        text = read_text(path)
+        self.attached.append(text)
+        n_tokens = len(self.chat.session.model.tokenize(text, add_special=False))
+        self.screen.notes([f"{path}: {count(n_tokens, 'token')}, before your next message"])
 
     def ask_again(self, text: str) -> str:
         """Lets a message be edited; empty if that is given up."""
@@ -160,8 +167,11 @@ class Talk:
 
     def load(self, path: Path) -> None:
         """Goes on with a saved chat."""
+        plan = self.chat.session.native.plan
         problem = load_chat(self.chat, path)
         self.saved_as = path
+        if self.chat.session.native.plan != plan:
+            self.screen.notes(["it runs the plan that it was saved with"])
         if problem is not None:
             self.screen.notes([f"the state cannot be used: {one_line(problem)}"])
         held = f", {self.chat.n_used:,} of {count(self.chat.session.n_ctx, 'token')} of context"

@@ -61,6 +61,8 @@ def event_line(event: Again | Dropped) -> str:
 def stopped_line(chat: Conversation) -> str | None:
     """Why the last answer ended where it did, if that is worth a line."""
     turn = chat.turns[-1]
+    if turn.stopped == "end" and not turn.answer:
+        return "the model had nothing to say"
     line = STOPPED.get(turn.stopped)
     return None if line is None else line.format(n=count(turn.speed.n_answer, "token"))
 

@@ -164,9 +164,24 @@ def test_ctrl_c_stops_an_answer_and_keeps_it(talk: Talk, endless: Path, tmp_path
     assert terminal.status() == 130
 
 
+def test_sigterm_leaves_a_terminal_as_it_was(talk: Talk, endless: Path) -> None:
+    for message in ("", "go\r"):
+        terminal = talk(endless)
+        terminal.wait_prompt()
+        terminal.type(message)
+        if message:
+            terminal.wait("extraordinarily")
+        terminal.signal(signal.SIGTERM)
+        assert terminal.status() == 128 + signal.SIGTERM
+
+
 def test_what_is_typed_while_it_answers_waits(talk: Talk, endless: Path) -> None:
     terminal = talk(endless, "-n", "400")
-    terminal.wait_prompt()
+    terminal.wait("loading ")
+    terminal.type("/set top_p\r")  # while it loads
+    terminal.wait("top_p  0.95")
+    assert terminal.text.count("/set top_p") == 1
+    terminal.wait_screen(lambda: terminal.lines[-1] == ">", "a prompt")
     terminal.type("go\r")
     terminal.wait("extraordinarily")
     terminal.type("/set top_k\r")
@@ -278,7 +293,9 @@ def test_the_window_may_change(talk: Talk, talking: Path) -> None:
     terminal = talk(talking, "--thinking", "hide", columns=80)
     terminal.wait_prompt()
     terminal.resize(30)
-    terminal.say("well?")
+    terminal.type("well?")
+    terminal.wait_screen(lambda: terminal.lines[-1] == "> well?", "what was typed")
+    terminal.say("")
     rows = terminal.lines[terminal.lines.index("> well?") + 1 : -2]
     assert "".join("".join(rows).split()) == "".join([*ANSWER, "\ufffd[31m", "end"])
     assert max(map(wcswidth, rows)) <= 30

@@ -55,6 +55,7 @@ class Terminal:
         self._screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self._screen)
         self._fd, slave = pty.openpty()
+        self._modes = termios.tcgetattr(self._fd)
         self.resize(columns, rows)
         known = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES", "INPUTRC")}
         merged = {**known, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **environment}
@@ -122,6 +123,10 @@ class Terminal:
         """Waits until the screen is as wanted."""
         self._read_until(is_there, what)
 
+    def signal(self, number: int) -> None:
+        """Sends a signal to the command."""
+        self._process.send_signal(number)
+
     def say(self, text: str) -> None:
         """Types a line and waits for the next prompt."""
         self.type(text + "\r")
@@ -132,6 +137,8 @@ class Terminal:
         self._read_until(lambda: self._process.poll() is not None, "the end")
         while self._read(0.05):
             pass
+        # Whoever comes next has a terminal that shows what is typed.
+        assert termios.tcgetattr(self._fd)[:4] == self._modes[:4]
         return self._process.returncode
 
     def _read_until(self, is_there: Callable[[], bool], what: str) -> None:
