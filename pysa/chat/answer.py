@@ -100,17 +100,18 @@ def generate(chat: Conversation, turn: Turn, answer: Answer, watch: Watch | None
     """Evaluates the prompt and one token after another until something ends the answer; `turn` says what."""
     session, speed = chat.session, turn.speed
     native, is_eog = session.native, session.model.native.vocab.is_eog
-
-    def stopped() -> bool:
-        return watch is not None and watch(native.n_past, len(answer.prompt.tokens))
-
-    interrupt = stopped if watch is not None else None
     sampler = _sampler(chat)
     last = np.empty(1, dtype=np.int32)
     start = time.perf_counter()
+    tokens = answer.prompt.tokens
+
+    def is_stopped() -> bool:
+        return watch is not None and watch(native.n_past, len(tokens))
+
+    interrupt = None if watch is None else is_stopped
     try:
-        logits, reuse = evaluate_prompt(session, answer.prompt.tokens, interrupt=interrupt)
-        speed.n_prompt, speed.n_reused = len(answer.prompt.tokens), reuse.n_reused
+        logits, reuse = evaluate_prompt(session, tokens, interrupt=interrupt)
+        speed.n_prompt, speed.n_reused = len(tokens), reuse.n_reused
         token = sampler.sample(logits)
         speed.prompt_s, start = time.perf_counter() - start, time.perf_counter()
         while not is_eog(token):
@@ -121,6 +122,9 @@ def generate(chat: Conversation, turn: Turn, answer: Answer, watch: Watch | None
             if len(answer.tokens) == chat.max_tokens:
                 turn.stopped = "max_tokens"
                 return
+            if is_stopped():  # between tokens: asking between the nodes of each costs small models a third
+                turn.stopped = "interrupted"
+                return
             if native.n_past == native.n_ctx:
                 yield from chat.drop_while_answering(answer)
                 tokens = answer.prompt.tokens + answer.tokens
@@ -130,7 +134,7 @@ def generate(chat: Conversation, turn: Turn, answer: Answer, watch: Watch | None
                 token = sampler.sample(evaluate_prompt(session, tokens, interrupt=interrupt)[0])
             else:
                 last[0] = token
-                token = native.next_token(last, sampler, interrupt)
+                token = native.next_token(last, sampler)
         turn.stopped = "end"
     except EvaluationCancelledError:
         turn.stopped = "interrupted"
