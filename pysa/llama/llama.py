@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any
 
 from pysa._arguments import Attention, PathLike, check_bool, check_int, check_path
@@ -166,6 +166,11 @@ class Llama(Completions, Embeddings, Evaluation):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+    @property
+    def context_params(self) -> SimpleNamespace:
+        """What of llama_cpp.Llama's `context_params` is known here: n_ctx, n_batch, n_threads."""
+        return SimpleNamespace(n_ctx=self.n_ctx(), n_batch=self.n_batch, n_threads=self.n_threads)
 
     @classmethod
     def from_pretrained(

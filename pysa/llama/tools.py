@@ -42,7 +42,8 @@ def check_tools(
 
     Args:
         tools: `[{"type": "function", "function": {"name": ..., "parameters": schema}}]`.
-        tool_choice: `none`, `auto`, `required` or `{"type": "function", "function": {"name": ...}}`; None is `auto`.
+        tool_choice: `none`, `auto`, `required`, `{"type": "function", "function": {"name": ...}}` or the name alone;
+            None is `auto`.
         functions: what stands in `function` above; takes the place of tools.
         function_call: `none`, `auto` or `{"name": ...}`; takes the place of tool_choice.
 
@@ -60,7 +61,9 @@ def check_tools(
         where = "function_call"
         named = isinstance(function_call, Mapping)
         tool_choice = {"type": "function", "function": function_call} if named else function_call
-    given = tool_choice
+    names = [tool["function"]["name"] for tool in definitions or ()]
+    if isinstance(tool_choice, str) and tool_choice not in _CHOICES and tool_choice in names:
+        tool_choice = {"type": "function", "function": {"name": tool_choice}}  # as LangChain's adapter gives it
     if tool_choice is None or isinstance(tool_choice, str):
         choice = "auto" if tool_choice is None else tool_choice
         if choice not in _CHOICES:
@@ -71,17 +74,16 @@ def check_tools(
             if choice == "required":
                 raise ArgumentError(f"{where}: there is nothing to call: expected tools, got none")
             choice = "none"
-        return Tools(definitions, choice, None, given, old_form)
+        return Tools(definitions, choice, None, tool_choice, old_form)
     function = tool_choice.get("function") if isinstance(tool_choice, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
-    names = [tool["function"]["name"] for tool in definitions or ()]
     if not isinstance(name, str):
         raise ArgumentError(f"{where}: expected a string or the function to call, got {tool_choice!r:.60}")
     if name not in names:
         raise ArgumentError(
             f"{where}: unknown tool: expected one of {', '.join(names) or 'no tools'}, got {name!r:.60}"
         )
-    return Tools(definitions, "function", names.index(name), given, old_form)
+    return Tools(definitions, "function", names.index(name), tool_choice, old_form)
 
 
 def _check_definitions(tools: object, where: str) -> list[dict[str, Any]]:

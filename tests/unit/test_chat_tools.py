@@ -176,6 +176,8 @@ def test_both_forms_come_to_the_same() -> None:
     old = check_tools(functions=[TOOL["function"]], function_call={"name": "f"})
     assert (old.definitions, old.choice, old.forced, old.old_form) == ([TOOL], "function", 0, True)
     assert old.choice_given == {"type": "function", "function": {"name": "f"}}
+    named = check_tools([TOOL], "f")
+    assert (named.forced, named.choice_given) == (0, old.choice_given)
     assert check_tools([TOOL], "required").choice == "required"
     assert check_tools([TOOL], "none").choice == "none"
     assert check_tools(functions=[TOOL["function"]], function_call="auto").choice == "auto"
