@@ -12,7 +12,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pysa._arguments import check_int
-from pysa._heap import give_back
 from pysa.batch import Batch
 from pysa.errors import ArgumentError, ContextFullError, DeviceError, EvaluationCancelledError
 from pysa.scheduler.engine import Engine
@@ -185,4 +184,3 @@ def _close(engine: Engine, thread: threading.Thread, pid: int) -> None:
     engine.stop()
     if thread is not threading.current_thread():  # garbage is collected in any thread
         thread.join()
-    give_back()

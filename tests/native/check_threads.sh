@@ -12,7 +12,7 @@ flags=(-std=c++17 -O1 -g -fsanitize=thread -Wall -Wextra -Wno-psabi -I"$root/nat
     -I"$source/ggml/include")
 compile() { "${CXX:-g++}" "${flags[@]}" "${@:2}" -c "$1" -o "$work/$(basename "$1").o"; }
 src="$root/native/src"
-for file in "$root/tests/native/thread_check.cpp" "$src"/base/{error,huge_pages}.cpp "$src"/kv/{cache_layout,ring_log,split_cache}.cpp \
+for file in "$root/tests/native/thread_check.cpp" "$src"/base/{error,huge_pages,pages}.cpp "$src"/kv/{cache_layout,ring_log,split_cache}.cpp \
     "$src"/ops/{attn_table,cpu_decode,cpu_prompt,cpu_kernels,cpu_kernels_scalar,cpu_kernels_neon,cpu_kernels_avx512}.cpp; do
     compile "$file"
 done

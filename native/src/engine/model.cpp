@@ -4,6 +4,7 @@
 
 #include "base/cpu_count.h"
 #include "base/log.h"
+#include "base/pages.h"
 #include "base/process_id.h"
 #include "file/gguf_file.h"
 #include "file/readers.h"
@@ -23,6 +24,7 @@ uint64_t file_hash(const GgufFile & file) {
     const auto add = [&hash](const uint8_t * begin, uint64_t size) {
         for (const uint8_t * p = begin; p < begin + size; ++p) hash = (hash ^ *p) * 1099511628211ull;
     };
+    if (file.tensors().empty()) return hash;  // refused later
     const GgufTensor & first = file.tensors().front();
     add(file.tensor_data(first) - first.offset - file.data_offset(), file.data_offset());
     for (const GgufTensor & tensor : file.tensors()) {
@@ -35,7 +37,11 @@ uint64_t file_hash(const GgufFile & file) {
 
 }  // namespace
 
-Model::~Model() = default;
+Model::~Model() {
+    weights_.reset();
+    vocab_.reset();
+    trim_heap();
+}
 
 std::shared_ptr<const Model> Model::open(const std::string & path, const ModelParams & params) {
     if (params.n_threads < 0 || params.n_threads > 512)
@@ -48,10 +54,10 @@ std::shared_ptr<const Model> Model::open(const std::string & path, const ModelPa
     model->plan_ = read_plan(*model->file_, model->hp_);
     model->pruned_ = read_pruned(*model->file_);
     model->vocab_ = Vocab::open(*model->file_, model->hp_);
+    model->fingerprint_ = file_hash(*model->file_);  // first: loading releases the pages it touches
     model->weights_ = std::make_unique<Weights>(model->file_, model->hp_, model->pruned_,
                                                 WeightOptions{params.use_mmap, params.use_repack});
     model->n_threads_ = params.n_threads > 0 ? params.n_threads : physical_cores();
-    model->fingerprint_ = file_hash(*model->file_);
     model->effective_plan(std::nullopt);  // a pruned file must be able to run its own plan
     return model;
 }

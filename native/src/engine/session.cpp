@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/pages.h"
 #include "engine/session_impl.h"
 #include "engine/turn.h"
 #include "graph/weights.h"
@@ -91,7 +92,10 @@ Session::Session(std::shared_ptr<const Model> model, const SessionParams & param
     impl_ = std::make_unique<Impl>(std::move(model), params, effective);
 }
 
-Session::~Session() = default;
+Session::~Session() {
+    impl_.reset();
+    trim_heap();
+}
 
 int64_t Session::n_past() const { return impl_->cache_.n_past(); }
 int64_t Session::n_ctx() const { return impl_->params_.n_ctx; }

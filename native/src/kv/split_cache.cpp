@@ -3,6 +3,8 @@
 #include <string>
 
 #include "base/huge_pages.h"
+#include "ggml-alloc.h"
+#include "ggml-cpu.h"
 #include "pysa/error.h"
 
 namespace pysa {
@@ -14,7 +16,7 @@ constexpr int64_t n_most_windows =
     4;  // what their rows may take; the newest one is kept whatever it takes, a window at most
 
 // Rows not yet written become zeros: weights of zero are multiplied by them, so they must be finite.
-void keep_rows(const ggml_tensor * from, ggml_tensor * to) {
+void keep_rows(const ggml_tensor * from, ggml_tensor * to, bool is_zero) {
     if (!to) return;
     const size_t n_kept = from ? from->nb[2] : 0;  // bytes of a head
     const bool is_host = from && ggml_backend_buffer_is_host(from->buffer);
@@ -27,7 +29,7 @@ void keep_rows(const ggml_tensor * from, ggml_tensor * to) {
             ggml_backend_tensor_get(from, copy.data(), head * n_kept, n_kept);
         }
         ggml_backend_tensor_set(to, kept, head * to->nb[2], n_kept);
-        ggml_backend_tensor_memset(to, 0, head * to->nb[2] + n_kept, to->nb[2] - n_kept);
+        if (!is_zero) ggml_backend_tensor_memset(to, 0, head * to->nb[2] + n_kept, to->nb[2] - n_kept);
     }
 }
 
@@ -59,7 +61,7 @@ SplitCache::Layer SplitCache::allocate_layer(const LayerLayout & layout, int64_t
     layer.tensors.v_ring = make(types_.v, hp_.n_embd_head_v, n_window, layout.n_v_ring);
     if (ggml_get_first_tensor(layer.ctx.get()) == nullptr) return layer;
 
-    layer.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(layer.ctx.get(), buft_));
+    place_tensors(layer);
     if (!layer.buffer) {
         throw DeviceError("KV cache: out of memory: expected room for " + std::to_string(n_rows) +
                           " positions, got a failed allocation on " + ggml_backend_buft_name(buft_) +
@@ -69,6 +71,25 @@ SplitCache::Layer SplitCache::allocate_layer(const LayerLayout & layout, int64_t
         prefer_huge_pages(ggml_backend_buffer_get_base(layer.buffer.get()),
                           ggml_backend_buffer_get_size(layer.buffer.get()));
     return layer;
+}
+
+void SplitCache::place_tensors(Layer & layer) const {
+    ggml_context * ctx = layer.ctx.get();
+    if (buft_ == ggml_backend_cpu_buffer_type()) {
+        const size_t n_align = ggml_backend_buft_get_alignment(buft_);
+        size_t n_bytes = 0;
+        for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t))
+            n_bytes += GGML_PAD(ggml_backend_buft_get_alloc_size(buft_, t), n_align);
+        layer.pages = Pages(n_bytes);
+        if (layer.pages.data()) layer.buffer.reset(ggml_backend_cpu_buffer_from_ptr(layer.pages.data(), n_bytes));
+    }
+    if (!layer.buffer) {
+        layer.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft_));
+        return;
+    }
+    ggml_tallocr place = ggml_tallocr_new(layer.buffer.get());
+    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t))
+        if (ggml_tallocr_alloc(&place, t) != GGML_STATUS_SUCCESS) return layer.buffer.reset();
 }
 
 void SplitCache::reserve(int64_t n) {
@@ -84,10 +105,11 @@ void SplitCache::reserve(int64_t n) {
         const bool only_rings = layout.n_k_full + layout.n_v_full == 0;
         if (only_rings && old.n_rows >= ring_.n_rows) continue;
         Layer grown = allocate_layer(layout, n_rows);
-        keep_rows(old.tensors.k_full, grown.tensors.k_full);
-        keep_rows(old.tensors.v_full, grown.tensors.v_full);
-        keep_rows(old.tensors.k_ring, grown.tensors.k_ring);
-        keep_rows(old.tensors.v_ring, grown.tensors.v_ring);
+        const bool is_zero = grown.pages.data() != nullptr;
+        keep_rows(old.tensors.k_full, grown.tensors.k_full, is_zero);
+        keep_rows(old.tensors.v_full, grown.tensors.v_full, is_zero);
+        keep_rows(old.tensors.k_ring, grown.tensors.k_ring, is_zero);
+        keep_rows(old.tensors.v_ring, grown.tensors.v_ring, is_zero);
         old = std::move(grown);
         ++generation_;
     }

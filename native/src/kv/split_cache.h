@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/pages.h"
 #include "ggml-backend.h"
 #include "kv/cache_layout.h"
 #include "kv/ring.h"
@@ -113,11 +114,13 @@ class SplitCache {
         LayerCache tensors;
         int64_t n_rows = 0;
         std::unique_ptr<ggml_context, ContextDeleter> ctx;
+        Pages pages;  // of the buffer, where the host has it; zeros at first
         std::unique_ptr<ggml_backend_buffer, BufferDeleter> buffer;
     };
 
     void return_to(const Checkpoint & checkpoint);
     Layer allocate_layer(const LayerLayout & layout, int64_t n_rows) const;  // the rows are not yet set
+    void place_tensors(Layer & layer) const;                                 // layer.buffer is null if that fails
 
     const HParams hp_;
     const CacheLayout layout_;
