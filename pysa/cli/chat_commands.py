@@ -41,9 +41,14 @@ class Leave(Exception):  # noqa: N818  it is no error
 
 
 def split_command(text: str) -> tuple[str, str] | None:
-    """Name and argument of a command line; None for a message. `//` begins a message with a slash."""
-    match = re.match(r"(/[A-Za-z?]+)(?=\s|$)(.*)", text.strip(), re.S)
-    return (match[1].lower(), match[2].strip()) if match else None
+    """Name and argument of a command line; None for a message. Several lines are one, unless they name a command."""
+    text = text.strip()
+    match = re.match(r"(/[A-Za-z?]+)(?=\s|$)(.*)", text, re.S)
+    if match is None:
+        return None
+    name, argument = match[1].lower(), match[2].strip()
+    is_known = name in COMMANDS or name in ALIASES
+    return (name, argument) if is_known or "\n" not in text else None
 
 
 def run_command(talk: Talk, name: str, argument: str) -> None:

@@ -289,6 +289,13 @@ def test_history_and_completion(talk: Talk, talking: Path, tmp_path: Path) -> No
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_an_answer_without_words_is_told(talk: Talk, tmp_path: Path) -> None:
+    terminal = talk(write_talking_gguf(tmp_path / "silent.gguf", {START: END}))
+    terminal.wait_prompt()
+    terminal.say("well?")
+    assert terminal.lines[-4:] == ["> well?", "the model had nothing to say", "", ">"]
+
+
 def test_the_window_may_change(talk: Talk, talking: Path) -> None:
     terminal = talk(talking, "--thinking", "hide", columns=80)
     terminal.wait_prompt()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_what_the_window_has_forgotten_is_evaluated_again_and_counted(model: pys
     if model.plan is None:
         assert notices(events) == []
         assert speed.n_reused == n_held
-    else:  # eight checkpoints are kept, two a turn
+    else:  # checkpoints reach back some windows
         assert notices(events) == [Again(n_held - speed.n_reused, "window")]
         assert speed.n_reused < n_held
         assert speed.n_again == n_held - speed.n_reused
@@ -293,6 +294,24 @@ def test_a_template_may_open_the_thinking_itself(tmp_path: Path) -> None:
         chat = start(model, max_tokens=0)
         say(chat, "well?")
         assert (chat.turns[0].thinking, chat.turns[0].answer) == ("so", "Yes")
+
+
+def test_thinking_may_be_turned_off(tmp_path: Path) -> None:
+    template = CHATML + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    with talker(tmp_path, chain(START, " Yes", END), template=template) as model:
+        chat = start(model, max_tokens=0)
+        chat.renderer.options = {"enable_thinking": False}
+        say(chat, "well?")
+        assert chat.held.segments[0].text.endswith("assistant\n<think>\n\n</think>\n\n")
+        assert (chat.turns[0].thinking, chat.turns[0].answer) == ("", "Yes")
+
+
+def test_the_documented_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "chat.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    with talker(tmp_path, chain(START, " It", " is", " round", END)):
+        exec(code.replace('"m.gguf"', repr(str(tmp_path / "talking.gguf"))), {})
+    assert capsys.readouterr().out == "It is round"
 
 
 def test_text_that_ends_an_answer_is_no_part_of_it(tmp_path: Path) -> None:

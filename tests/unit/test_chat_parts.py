@@ -95,7 +95,18 @@ def test_commands_are_told_from_messages() -> None:
     assert split_command("/set temp 0.7") == ("/set", "temp 0.7")
     assert split_command("  /Edit two\nlines ") == ("/edit", "two\nlines")
     assert split_command("/?") == ("/?", "")
-    for text in ("hello", "//set", "/usr/bin/ls what is it", "/", "/ set", "/1", "a /set"):
+    assert split_command("/zzz x") == ("/zzz", "x")
+    for text in (
+        "hello",
+        "/etc\nb",
+        "/etc two\nlines",
+        "//set",
+        "/usr/bin/ls what is it",
+        "/",
+        "/ set",
+        "/1",
+        "a /set",
+    ):
         assert split_command(text) is None, text
 
 
