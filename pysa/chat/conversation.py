@@ -106,12 +106,10 @@ class Conversation:
         """
         self.check_turns()
         before, segments = self.turns[-1], list(self.held.segments)
-        turn = Turn(before.user, start=before.start, n_segments=before.n_segments)
-        self.turns[-1] = turn
+        turn = self.turns[-1] = Turn(before.user, start=before.start, n_segments=before.n_segments)
         self.held.cut(len(segments) - 1, sum(len(segment.tokens) for segment in segments[:-1]))
         try:
-            prompt = yield from self._prepare()
-            yield from self._answer(turn, prompt, watch)
+            yield from self._answer(turn, (yield from self._prepare()), watch)
         finally:
             if not turn.stopped or (turn.stopped == "interrupted" and not turn.speed.n_answer):
                 self.turns[-1], self.held.segments = before, segments
@@ -234,9 +232,9 @@ class Conversation:
         if self.n_dropped > n_dropped:
             yield Dropped(self.n_dropped - n_dropped, n_tokens - len(answer.prompt.tokens))
             tokens = answer.prompt.tokens + answer.tokens
-            again = Again(len(tokens) - self._n_kept(tokens), "dropped")
-            self.turns[-1].speed.n_again += again.n_tokens
-            yield again
+            n_again = len(tokens) - self._n_kept(tokens)
+            self.turns[-1].speed.n_again += n_again
+            yield Again(n_again, "dropped")
 
     def _content(self, answer: Answer) -> str:
         """The answer as the template gets it back: so that it writes again what is held, if that can be."""
