@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pysa.model import Model
     from pysa.prefix import Reuse
 
+# What the template is given anyway.
+_TAKEN = ("messages", "tools", "tool_choice", "functions", "function_call", "bos", "eos")
 # What create_chat_completion takes where create_completion takes something else.
 _DEFAULTS: dict[str, Any] = {"temperature": 0.2, "max_tokens": None}
 
@@ -88,6 +90,7 @@ def chat_arguments(
         ArgumentError: an argument is wrong, or the template refuses the messages.
         ModelFileError: the model's template is faulty.
     """
+    variables = _check_variables(template_variables)
     chosen = check_tools(tools, tool_choice, functions, function_call)
     formatter = chat_format if callable(chat_format) else find_format(model, chat_format)
     form = formatter.form if isinstance(formatter, TemplateFormatter) else ToolForm.PLAIN
@@ -99,7 +102,7 @@ def chat_arguments(
         function_call=function_call,
         tools=chosen.definitions,
         tool_choice=chosen.choice_given,
-        **(template_variables or {}),
+        **variables,
     )
     tokens = model.tokenize(formatted.prompt, add_special=not formatted.added_special)
     criteria = [asked for asked in (stopping_criteria, formatted.stopping_criteria) if asked is not None]
@@ -189,6 +192,17 @@ class ChatCompletion:
     def result(self) -> dict[str, Any]:
         """The whole chat completion."""
         return chat_result(self._inner.result(), self._form)
+
+
+def _check_variables(variables: object) -> dict[str, Any]:
+    if variables is None:
+        return {}
+    if not isinstance(variables, Mapping):
+        raise ArgumentError(f"template_variables: wrong type: expected a mapping, got {type(variables).__name__}")
+    for name in variables:
+        if not isinstance(name, str) or not name.isidentifier() or name in _TAKEN:
+            raise ArgumentError(f"template_variables: expected names of the template's own variables, got {name!r:.40}")
+    return dict(variables)
 
 
 def _grammar(

@@ -133,6 +133,9 @@ def test_variables_for_the_template(tiny_gguf: Callable[..., Path]) -> None:
     with pysa.Model(tiny_gguf("llama", vocab="llama", extra_kv=keys)) as model:
         on = chat_request(model, TURNS, template_variables={"enable_thinking": True}).completion
         off = chat_request(model, TURNS).completion
+        for wrong in ("enable_thinking", {"messages": []}, {"bos": "x"}, {3: 4}, {"a b": 1}):
+            with pytest.raises(ArgumentError, match="template_variables: "):
+                chat_request(model, TURNS, template_variables=wrong)
         assert on.prompt_tokens == model.tokenize("on", add_special=False)
         assert off.prompt_tokens == model.tokenize("off", add_special=False)
 
