@@ -29,7 +29,9 @@ from pysa.errors import (
 )
 
 if TYPE_CHECKING:
+    from pysa.batch import Batch
     from pysa.grammar import LlamaGrammar
+    from pysa.llama.async_llama import AsyncLlama
     from pysa.llama.llama import Llama
     from pysa.memory import Fit, fit
     from pysa.model import Model
@@ -42,6 +44,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "AsyncLlama",
+    "Batch",
     "ContextFullError",
     "ConvertError",
     "DeviceError",
@@ -66,6 +70,8 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AsyncLlama": "pysa.llama.async_llama",
+    "Batch": "pysa.batch",
     "Fit": "pysa.memory",
     "Llama": "pysa.llama.llama",
     "LlamaGrammar": "pysa.grammar",
