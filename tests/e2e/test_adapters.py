@@ -109,7 +109,7 @@ def test_langchains_chat_model(run: Callable[[str], Any], llm: Llama) -> None:
         USER
         + """
 from langchain_community.chat_models import ChatLlamaCpp
-given = dict(model_path=path, n_ctx=1024, n_threads=1, verbose=False)
+given = dict(model_path=path, n_ctx=1024, n_threads=1, rope_freq_base=0, verbose=False)
 turns = [("system", "be brief"), ("human", "and why")]
 llm = ChatLlamaCpp(temperature=0, max_tokens=20, **given)
 said["invoked"] = llm.invoke(turns).content

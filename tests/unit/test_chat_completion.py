@@ -343,3 +343,42 @@ def test_the_wrapper_of_openais_classes(llamas: Callable[[str], Llama]) -> None:
     assert all(isinstance(chunk, types.ChatCompletionChunk) for chunk in chunks)
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[1].choices[0].delta.tool_calls[0].function.arguments == expected["arguments"]
+
+
+NASTY = {
+    "type": "object",
+    "$defs": {"tree": {"type": "object", "properties": {"v": {"$ref": "#/$defs/tree"}}, "additionalProperties": False}},
+    "properties": {
+        'a "b" [c] {1,2}': {"enum": ['"quoted" \\ [x] {3}', "root"]},
+        "0root": {"type": "string", "pattern": r"^[\]a-c{}]{1,3}$"},
+        "tree": {"$ref": "#/$defs/tree"},
+        "n": {"type": "integer", "minimum": -3, "maximum": 42},
+    },
+    "required": ['a "b" [c] {1,2}', "0root", "tree", "n"],
+    "additionalProperties": False,
+}
+
+
+def test_grammars_of_several_tools_do_not_mix(llamas: Callable[[str], Llama]) -> None:
+    # Rules of both have the same names; literals, classes and counts look like names or rules.
+    tools = [*TOOLS, {"type": "function", "function": {"name": 'na"me\\[x]', "parameters": NASTY}}]
+    names = set()
+    for seed in range(12):
+        given: dict[str, Any] = {"tools": tools, "tool_choice": "required", "temperature": 3.0, "seed": seed}
+        bias = {ord("{"): -6.0}  # a tree without end is in the grammar
+        choice = llamas("nothing special").create_chat_completion(
+            ASK, **given, top_k=0, top_p=1.0, min_p=0.0, max_tokens=600, logit_bias=bias
+        )["choices"][0]
+        assert choice["finish_reason"] == "tool_calls"
+        (call,) = choice["message"]["tool_calls"]
+        names.add(call["function"]["name"])
+        if call["function"]["name"] != 'na"me\\[x]':
+            check_arguments(call["function"])
+            continue
+        arguments = json.loads(call["function"]["arguments"])
+        assert list(arguments) == NASTY["required"]
+        assert arguments['a "b" [c] {1,2}'] in ('"quoted" \\ [x] {3}', "root")
+        assert 1 <= len(arguments["0root"]) <= 3
+        assert set(arguments["0root"]) <= set("]abc{}")
+        assert -3 <= arguments["n"] <= 42
+    assert 'na"me\\[x]' in names
