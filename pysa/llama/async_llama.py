@@ -271,6 +271,11 @@ class AsyncLlama:
         """How rows become an embedding: 0 not at all, 1 mean, 2 the first token's, 3 the last token's."""
         return self._llama.pooling_type()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no requests any more: it was closed, or its thread has stopped after a fault."""
+        return self._scheduler.closed
+
     def stats(self) -> Stats:
         """Figures of the scheduler."""
         return self._scheduler.stats()

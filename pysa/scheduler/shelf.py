@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from pysa.session import Session
 
 
+WORTH_KEEPING = 64  # tokens a lane would forget; less is evaluated sooner than a session is written
+
+
 class Shelf:
     """A PrefixCache as lanes use it.
 
@@ -29,7 +32,7 @@ class Shelf:
             PysaError: a session can be neither kept nor read; the lane is as it was.
         """
         n_spared, n_lost = lane.n_spared(prompt)
-        if n_lost:
+        if n_lost >= WORTH_KEEPING:
             self._cache.put(lane.session, self._settings)
         found = self._cache.find(self._model, prompt, self._settings, longer_than=n_spared)
         if found is not None:

@@ -69,7 +69,7 @@ def api_error(error: BaseException, retry_after_s: int = 1) -> ApiError:
     if isinstance(error, ArgumentError | ModelFileError):
         return ApiError(400, message, param=param_of(message))
     if isinstance(error, EvaluationCancelledError):
-        return ApiError(503, "the server is shutting down", SERVER, code="shutting_down")
+        return ApiError(503, f"the server has stopped: {message}", SERVER, code="stopped")
     if isinstance(error, DeviceError | MemoryError):
         return ApiError(503, message or "out of memory", SERVER, code="out_of_memory")
     if isinstance(error, PysaError):

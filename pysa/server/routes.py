@@ -27,6 +27,7 @@ JSON = dict[str, Any]
 Ask = Callable[[int], Awaitable[Any]]  # the i-th answer, or its stream
 
 INT32_MAX = 2**31 - 1
+MAX_LOGPROBS = 100
 SAMPLING = (
     "temperature",
     "top_p",
@@ -42,8 +43,8 @@ SAMPLING = (
     "logit_bias",
     "stop",
 )
-COMPLETION = ("suffix", "echo", "logprobs")
-CHAT = ("tools", "tool_choice", "functions", "function_call", "response_format", "logprobs", "top_logprobs")
+COMPLETION = ("suffix", "echo")
+CHAT = ("tools", "tool_choice", "functions", "function_call", "response_format", "logprobs")
 
 
 class Routes:
@@ -66,6 +67,8 @@ class Routes:
         body = await read_body(request)
         model, prompts = self._model(body), prompts_of(body.take("prompt", ""))
         arguments = {**self._sampling(body), **body.take_some(COMPLETION)}
+        if "logprobs" in body:
+            arguments["logprobs"] = body.take_int("logprobs", 0, 0, MAX_LOGPROBS)
         arguments["max_tokens"] = self._max_tokens(body, "max_tokens", 16)
         n, best_of = self._n_choices(body, len(prompts)), body.take("best_of")
         if best_of not in (None, n):
@@ -85,6 +88,8 @@ class Routes:
         if not isinstance(messages, list) or not messages:
             wrong("messages", "a list of at least one message", messages)
         arguments = {**self._sampling(body), **body.take_some(CHAT)}
+        if "top_logprobs" in body:
+            arguments["top_logprobs"] = body.take_int("top_logprobs", 0, 0, MAX_LOGPROBS)
         newer = self._max_tokens(body, "max_completion_tokens", 0)
         arguments["max_tokens"] = self._max_tokens(body, "max_tokens", 0) if newer is None else newer
         n = self._n_choices(body, 1)
@@ -135,6 +140,8 @@ class Routes:
 
     async def health(self, request: Request) -> Response:
         """GET /health."""
+        if self._llama.closed:
+            return JSONResponse({"status": "stopped"}, 503)
         return JSONResponse({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:

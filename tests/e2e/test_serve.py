@@ -330,6 +330,8 @@ WRONG: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     (COMPLETIONS, {"prompt": "x", "top_p": 7}, 400, "top_p: out of range", "top_p"),
     (COMPLETIONS, {"prompt": "x", "max_tokens": 0}, 400, "max_tokens: expected an integer in 1..", "max_tokens"),
     (COMPLETIONS, {"prompt": "x", "max_tokens": 1.5}, 400, "max_tokens: expected an integer", "max_tokens"),
+    (COMPLETIONS, {"prompt": "x", "logprobs": 101}, 400, "logprobs: expected an integer in 0..100", "logprobs"),
+    (CHATS, {"messages": USER, "logprobs": True, "top_logprobs": -1}, 400, "top_logprobs: expected", "top_logprobs"),
     (COMPLETIONS, {"prompt": "x", "n": 99}, 400, "n: expected an integer in 1..16, got 99", "n"),
     (
         COMPLETIONS,
@@ -519,7 +521,7 @@ def test_the_drain_is_bounded_and_a_second_signal_ends_it(start: Callable[..., S
     stream = iter(server.client().completions.create(stream=True, **slow))
     next(stream)
     server.process.send_signal(signal.SIGINT)
-    with pytest.raises(openai.APIError, match="shutting down"):
+    with pytest.raises(openai.APIError, match="the server has stopped"):
         list(stream)
     assert server.end() == (130, "")
     server = start("--drain", 600, "--parallel", 1)
@@ -528,7 +530,7 @@ def test_the_drain_is_bounded_and_a_second_signal_ends_it(start: Callable[..., S
     server.process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     server.process.send_signal(signal.SIGTERM)
-    with pytest.raises(openai.APIError, match="shutting down"):
+    with pytest.raises(openai.APIError, match="the server has stopped"):
         list(stream)
     assert server.end() == (0, "")
 

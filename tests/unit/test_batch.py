@@ -35,7 +35,7 @@ def until(condition: Callable[[], object]) -> None:
 
 @pytest.fixture(params=["dense", "shared"])
 def any_model(request: pytest.FixtureRequest, dense_gguf: Path, shared_gguf: Path) -> Iterator[pysa.Model]:
-    with pysa.Model(dense_gguf if request.param == "dense" else shared_gguf, n_threads=2) as model:
+    with pysa.Model(dense_gguf if request.param == "dense" else shared_gguf, n_threads=1) as model:
         yield model
 
 
@@ -96,6 +96,17 @@ def test_a_batch_gives_each_session_its_own_logits(any_model: pysa.Model) -> Non
         counts, rows = batch.step([(batched[0], [1] * 20, True), (batched[1], [2], True), (batched[2], [3], False)])
         assert counts == [16, 1, 1]
         np.testing.assert_allclose(rows, alone[1].eval([2]), atol=LOGITS_TOLERANCE, rtol=0)
+
+
+def test_threads_change_nothing_in_a_batch(shared_gguf: Path) -> None:
+    def rows(n_threads: int) -> Any:
+        with pysa.Model(shared_gguf, n_threads=n_threads) as model, ExitStack() as stack:
+            sessions = [stack.enter_context(model.session(n_ctx=64, **TYPES)) for _ in range(3)]
+            for session, prompt in zip(sessions, random_prompts(model, 40, 5, 33), strict=True):
+                session.eval(prompt, logits="none")
+            return Batch(model).step([(session, [9, 8], True) for session in sessions])[1]
+
+    np.testing.assert_allclose(rows(2), rows(1), atol=LOGITS_TOLERANCE, rtol=0)
 
 
 def test_a_batch_that_fails_changes_no_session(any_model: pysa.Model, shared_gguf: Path) -> None:

@@ -369,7 +369,7 @@ def test_close_ends_everything(fakes: Callable[..., Fakes]) -> None:
     assert not thread.is_alive()
     assert all(session.closed for session in made.sessions)
     for ticket in (running, waiting):
-        with pytest.raises(EvaluationCancelledError, match="closed before the answer was complete"):
+        with pytest.raises(EvaluationCancelledError, match="it was closed before the answer was complete"):
             ticket.result(0)
     with pytest.raises(ArgumentError, match="scheduler: it is closed"):
         made.scheduler.submit(FakeCompletion([1]))

@@ -150,7 +150,7 @@ def test_errors_have_their_status() -> None:
         (ArgumentError("top_k: out of range"), 400, "top_k", None),
         (ContextFullError("prompt: 9 tokens do not fit"), 400, "prompt", "context_length_exceeded"),
         (QueueFullError("queue: full"), 429, None, "queue_full"),
-        (EvaluationCancelledError("closed"), 503, None, "shutting_down"),
+        (EvaluationCancelledError("closed"), 503, None, "stopped"),
         (DeviceError("cache: out of memory"), 503, None, "out_of_memory"),
         (PlanError("plan: x"), 500, None, None),
         (ZeroDivisionError("secret"), 500, None, None),
