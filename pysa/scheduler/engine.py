@@ -273,7 +273,9 @@ class Engine:
             self.waiting.clear()
             self.errands.clear()
         for ticket in left:
-            ticket.end(self.fault or EvaluationCancelledError("scheduler: it was closed before the answer was complete"))
+            ticket.end(
+                self.fault or EvaluationCancelledError("scheduler: it was closed before the answer was complete")
+            )
         if self._helper is not None:
             self._helper.shutdown()
         for lane in self.lanes:
