@@ -10,53 +10,28 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
 from pysa._arguments import PathLike, check_bool, check_tokens
 from pysa.errors import ArgumentError, ContextFullError
+from pysa.llama.async_base import AsyncBase, Requests, as_of
 from pysa.llama.async_stream import ChunkStream, result_of
 from pysa.llama.embedding import Rows, normalized, pool
 from pysa.llama.llama import Llama
 from pysa.llama.pretrained import download
-from pysa.llama.tokenizer import LlamaTokenizer
 from pysa.llama.types import CreateEmbeddingResponse
-from pysa.model import Model
 from pysa.scheduler import Scheduler, Stats
 from pysa.scheduler.errand import RowsErrand
 from pysa.scheduler.scheduler import N_PIECE
 from pysa.session import Session
 
-P = ParamSpec("P")
 JSON = dict[str, Any]
 
 WITHOUT = {"vocab_only": False, "logits_all": False, "chat_handler": None}  # what only a Llama of one session has
 
 
-class _Requests(Llama):
-    """A Llama that gives completions away instead of running them."""
-
-    def _run(self, completion: Any, stream: bool) -> Any:
-        return completion, stream
-
-    def make_session(self) -> Session:
-        """Another session like the first one."""
-        assert self._open_context is not None
-        return self._open_context().session
-
-
-def _as_of(original: Callable[Concatenate[Any, P], Any]) -> Callable[[Any], Callable[Concatenate[Any, P], Any]]:
-    """Gives a method the signature of another class's."""
-
-    def decorate(method: Any) -> Any:
-        method.__signature__ = inspect.signature(original)
-        return method
-
-    return decorate
-
-
-class AsyncLlama:
+class AsyncLlama(AsyncBase):
     """A model as pysa.Llama has it, for asyncio: the same arguments and results, awaited. An async context manager.
 
     Requests of any number of tasks are evaluated together, n_parallel at a time, by one thread; the others wait.
@@ -86,7 +61,7 @@ class AsyncLlama:
         for name, value in WITHOUT.items():
             if arguments.get(name, value) != value:
                 raise ArgumentError(f"{name}: not for AsyncLlama: expected {value!r}, got {arguments[name]!r}")
-        self._llama = llama = _Requests(model_path, **arguments)
+        self._llama = llama = Requests(model_path, **arguments)
         try:
             sessions = iter([llama.session])  # it has opened one already
 
@@ -121,7 +96,7 @@ class AsyncLlama:
 
     # ---- answers
 
-    @_as_of(Llama.create_completion)
+    @as_of(Llama.create_completion)
     async def create_completion(self, *args: Any, **arguments: Any) -> Any:
         """Completes a text: as Llama.create_completion.
 
@@ -137,7 +112,7 @@ class AsyncLlama:
 
     __call__ = create_completion
 
-    @_as_of(Llama.create_chat_completion)
+    @as_of(Llama.create_chat_completion)
     async def create_chat_completion(self, *args: Any, **arguments: Any) -> Any:
         """Answers a conversation: as Llama.create_chat_completion. Returns and raises as create_completion()."""
         return await self._answer(self._llama.create_chat_completion, args, arguments)
@@ -212,64 +187,11 @@ class AsyncLlama:
         found: list[Rows] = await result_of(functools.partial(self._scheduler.submit_errand, errand))
         return found
 
-    # ---- the model
-
-    @property
-    def model(self) -> Model:
-        """The pysa.Model it is opened on."""
-        return self._llama.model
-
-    @property
-    def model_path(self) -> str:
-        """The model's file."""
-        return self._llama.model_path
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """The file's keys and values as text, lists left out."""
-        return self._llama.metadata
-
-    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """Text to token ids: as Llama.tokenize."""
-        return self._llama.tokenize(text, add_bos, special)
-
-    def detokenize(
-        self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
-    ) -> bytes:
-        """Token ids to bytes: as Llama.detokenize."""
-        return self._llama.detokenize(tokens, prev_tokens, special)
-
-    def tokenizer(self) -> LlamaTokenizer:
-        """The model's tokenizer."""
-        return self._llama.tokenizer()
-
-    def token_bos(self) -> int:
-        """The token a text begins with, -1 if there is none."""
-        return self._llama.token_bos()
-
-    def token_eos(self) -> int:
-        """The token a text ends with, -1 if there is none."""
-        return self._llama.token_eos()
-
-    def token_nl(self) -> int:
-        """The token of a line break."""
-        return self._llama.token_nl()
-
-    def n_vocab(self) -> int:
-        """Tokens of the vocabulary."""
-        return self._llama.n_vocab()
-
-    def n_embd(self) -> int:
-        """Width of an embedding."""
-        return self._llama.n_embd()
+    # ---- the scheduler
 
     def n_ctx(self) -> int:
         """Most tokens of a request, prompt and answer."""
         return self._scheduler.n_ctx
-
-    def pooling_type(self) -> int:
-        """How rows become an embedding: 0 not at all, 1 mean, 2 the first token's, 3 the last token's."""
-        return self._llama.pooling_type()
 
     @property
     def closed(self) -> bool:

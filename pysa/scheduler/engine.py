@@ -1,7 +1,7 @@
 """The scheduler's thread: takes requests in, has one step after another evaluated, hands logits to the completions.
 
-Everything that touches a lane's session happens here, or in the one helper thread that fetches a session from disk
-while its lane is set aside. Other threads only add tickets, cancel them and read figures.
+Everything that touches a lane's session happens here, or in the shelf's thread while the lane is set aside. Other
+threads only add tickets, cancel them and read figures.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pysa.errors import EvaluationCancelledError
-from pysa.scheduler.errand import Errand
-from pysa.scheduler.lane import Ids, Lane, choose
+from pysa.scheduler.errand import ErrandDesk
+from pysa.scheduler.lane import Lane, choose
 from pysa.scheduler.stats import Counts
 from pysa.scheduler.step import Steps, plan_step, run_step
-from pysa.scheduler.ticket import CANCELLED, Drivable, Ticket
+from pysa.scheduler.ticket import CANCELLED, Drivable, Ticket, W
 
 if TYPE_CHECKING:
     from pysa.scheduler.shelf import Shelf
@@ -44,7 +43,7 @@ class Engine:
         shelf: sessions on disk.
 
     Attributes:
-        news: held for what other threads touch: waiting, errands, stopping; notified when it changes.
+        news: held for what other threads touch: waiting, the desk, stopping; notified when it changes.
         fault: what ended the thread, if it was not stop().
     """
 
@@ -58,18 +57,16 @@ class Engine:
     ) -> None:
         self.lanes = list(lanes)
         self.waiting: deque[Ticket[Drivable]] = deque()
-        self.errands: deque[Ticket[Errand]] = deque()
+        self.desk = ErrandDesk(make_session)
         self.counts = Counts()
         self.news = threading.Condition()
         self.stopping = False
         self.fault: BaseException | None = None
-        self._batch, self._make_session, self._shelf = batch, make_session, shelf
+        self._batch, self._shelf = batch, shelf
         self._n_ubatch = self.lanes[0].session.n_ubatch
         self._n_piece = min(n_piece, self._n_ubatch)
         self._turn: list[Lane] = []  # lanes at work; the first one's prompt is next
         self._ready: deque[Lane] = deque()  # lanes whose session has been fetched
-        self._helper = ThreadPoolExecutor(1, "pysa-shelf") if shelf else None
-        self._side: Session | None = None  # lent to errands
         self._clock = 0
         self._measured_s = 0.0
 
@@ -103,12 +100,14 @@ class Engine:
     def _wait(self) -> bool:
         """Sleeps while there is nothing to do; False when it is time to go."""
         with self.news:
-            self.news.wait_for(lambda: self.stopping or self._turn or self._ready or self.errands or self._can_assign())
+            self.news.wait_for(self._has_work)
             return not self.stopping
 
-    def _can_assign(self) -> bool:
-        cancelled = any(ticket.cancelled for ticket in self.waiting)
-        return cancelled or bool(self.waiting and any(lane.ticket is None for lane in self.lanes))
+    def _has_work(self) -> bool:
+        if self.stopping or self._turn or self._ready or self.desk.queue:
+            return True
+        is_lane_free = any(lane.ticket is None for lane in self.lanes)
+        return any(is_lane_free or ticket.cancelled for ticket in self.waiting)
 
     def _round(self) -> None:
         """One step, and what comes before and after it."""
@@ -118,7 +117,7 @@ class Engine:
             self._begin(self._ready.popleft())
         if self._turn:
             self._step()
-        if self.errands:
+        if self.desk.queue:
             self._errand_piece()
         self._measure()
 
@@ -128,12 +127,7 @@ class Engine:
             if lane.ticket is not None and lane.ticket.cancelled:
                 self._end(lane)
         with self.news:
-            gone: list[Ticket[Any]] = [ticket for ticket in self.waiting if ticket.cancelled]
-            gone += [ticket for ticket in self.errands if ticket.cancelled]
-            for queue in (self.waiting, self.errands) if gone else ():
-                kept = [ticket for ticket in queue if not ticket.cancelled]
-                queue.clear()
-                queue.extend(kept)  # type: ignore[arg-type]  # each queue's own
+            gone: list[Ticket[Any]] = [*_take_cancelled(self.waiting), *_take_cancelled(self.desk.queue)]
         for ticket in gone:
             self._finish(ticket)
 
@@ -148,18 +142,13 @@ class Engine:
                 prompt = np.asarray(ticket.work.prompt_tokens, dtype=np.int32)
                 lane = choose(free, prompt)
                 lane.ticket = ticket
-            if self._helper is None:
+            if self._shelf is None:
                 self._begin(lane)
             else:
-                self._helper.submit(self._fetch, lane, prompt)
+                self._shelf.fetch(lane, prompt, self._put_ready)
 
-    def _fetch(self, lane: Lane, prompt: Ids) -> None:
-        """In the helper's thread: exchanges a lane's session for a better one, if the shelf has it."""
-        assert self._shelf is not None
-        try:
-            self._shelf.exchange(lane, prompt)
-        except Exception:
-            log.warning("prefix cache: a session was neither kept nor found", exc_info=True)
+    def _put_ready(self, lane: Lane) -> None:
+        """Told by the shelf's thread."""
         with self.news:
             self._ready.append(lane)
             self.news.notify_all()
@@ -239,23 +228,14 @@ class Engine:
 
     def _errand_piece(self) -> None:
         """One piece of what needs a session for itself."""
-        ticket, error = self.errands[0], None
-        try:
-            self._side = self._side or self._make_session()
-            n_most = self._n_piece if self._turn else self._n_ubatch
-            if not ticket.work.step(self._side, n_most, lambda: self.stopping or ticket.cancelled):
-                return
-            ticket.work.finish("stop")
-        except EvaluationCancelledError:
-            return  # the next round ends it
-        except Exception as problem:
-            error = problem
-        with self.news:
-            self.errands.popleft()
-        if not self.errands and self._side is not None:
-            self._side.close()
-            self._side = None
-        self._finish(ticket, error)
+        n_most = self._n_piece if self._turn else self._n_ubatch
+        is_over, error = self.desk.work(n_most, lambda: self.stopping)
+        if is_over:
+            with self.news:
+                ticket = self.desk.queue.popleft()
+            self._finish(ticket, error)
+        if not self.desk.queue:
+            self.desk.rest()
 
     def _measure(self) -> None:
         now = time.monotonic()
@@ -269,21 +249,26 @@ class Engine:
         with self.news:
             self.stopping = True
             left: list[Ticket[Any]] = [lane.ticket for lane in self.lanes if lane.ticket is not None]
-            left += [*self.waiting, *self.errands]
+            left += [*self.waiting, *self.desk.queue]
             self.waiting.clear()
-            self.errands.clear()
+            self.desk.queue.clear()
         for ticket in left:
             ticket.end(
                 self.fault or EvaluationCancelledError("scheduler: it was closed before the answer was complete")
             )
-        if self._helper is not None:
-            self._helper.shutdown()
+        if self._shelf is not None:
+            self._shelf.close([lane.session for lane in self.lanes] if self.fault is None else [])
         for lane in self.lanes:
-            if self._shelf is not None and self.fault is None:
-                self._shelf.put(lane.session)
             lane.session.close()
-        if self._side is not None:
-            self._side.close()
+        self.desk.rest()
         self._batch.close()
         self.lanes.clear()
         self._turn.clear()
+
+
+def _take_cancelled(queue: deque[Ticket[W]]) -> list[Ticket[W]]:
+    """Takes tickets that were given up out of a queue."""
+    gone = [ticket for ticket in queue if ticket.cancelled]
+    for ticket in gone:
+        queue.remove(ticket)
+    return gone

@@ -1,13 +1,17 @@
-"""Work that takes a session for itself, a piece at a time between the steps of the batch: embeddings."""
+"""Work that takes a session for itself, a piece at a time between the steps of the batch: embeddings. And its queue."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pysa.errors import EvaluationCancelledError
+from pysa.scheduler.ticket import Ticket
 
 if TYPE_CHECKING:
     from pysa.session import Session
@@ -74,3 +78,39 @@ class RowsErrand(Errand):
     def result(self) -> list[npt.NDArray[np.float32]]:
         """What became of each text's rows."""
         return self._pooled
+
+
+class ErrandDesk:
+    """Errands that wait, first come first served, and the session that is lent to them while there are any.
+
+    Args:
+        make_session: gives it.
+
+    Attributes:
+        queue: the first one is under way. The scheduler's lock is held by who changes it.
+    """
+
+    def __init__(self, make_session: Callable[[], Session]) -> None:
+        self.queue: deque[Ticket[Errand]] = deque()
+        self._make_session = make_session
+        self._session: Session | None = None
+
+    def work(self, n_most: int, stopping: Callable[[], bool]) -> tuple[bool, Exception | None]:
+        """Does one piece of the first errand: whether it is over, and what ended it before its time."""
+        ticket = self.queue[0]
+        try:
+            self._session = self._session or self._make_session()
+            if not ticket.work.step(self._session, n_most, lambda: stopping() or ticket.cancelled):
+                return False, None
+            ticket.work.finish("stop")
+        except EvaluationCancelledError:
+            return False, None  # who cancelled it ends it
+        except Exception as error:
+            return True, error
+        return True, None
+
+    def rest(self) -> None:
+        """Lets the session go; the next errand gets another."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None

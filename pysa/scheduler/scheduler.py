@@ -134,7 +134,7 @@ class Scheduler:
         """Puts work into the queue that takes a session for itself; otherwise as submit()."""
         ticket = Ticket(errand, None, on_done, self._engine.wake)
         with self._open_engine() as engine:
-            self._enqueue(ticket, engine.errands, self._n_queue + 1)
+            self._enqueue(ticket, engine.desk.queue, self._n_queue + 1)
         return ticket
 
     def stats(self) -> Stats:
@@ -145,7 +145,7 @@ class Scheduler:
                 **asdict(engine.counts),
                 n_lanes=len(engine.lanes),
                 n_busy=sum(lane.ticket is not None for lane in engine.lanes),
-                n_queued=len(engine.waiting) + len(engine.errands),
+                n_queued=len(engine.waiting) + len(engine.desk.queue),
                 cache_bytes=sum(lane.cache_bytes for lane in engine.lanes),
             )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from pysa.prefix_cache import PrefixCache, settings_of
@@ -10,12 +13,13 @@ from pysa.scheduler.lane import Ids, Lane
 if TYPE_CHECKING:
     from pysa.session import Session
 
+log = logging.getLogger("pysa")
 
 WORTH_KEEPING = 64  # tokens a lane would forget; less is evaluated sooner than a session is written
 
 
 class Shelf:
-    """A PrefixCache as lanes use it.
+    """A PrefixCache as lanes use it, with a thread of its own: files are slow, and the others decode meanwhile.
 
     Args:
         cache: decides what is worth keeping.
@@ -24,13 +28,28 @@ class Shelf:
 
     def __init__(self, cache: PrefixCache, like: Session) -> None:
         self._cache, self._model, self._settings = cache, like.model, settings_of(like)
+        self._thread = ThreadPoolExecutor(1, "pysa-shelf")
 
-    def exchange(self, lane: Lane, prompt: Ids) -> None:
-        """Keeps what the lane is about to forget; gives it a session that spares more of the prompt, if there is one.
+    def fetch(self, lane: Lane, prompt: Ids, ready: Callable[[Lane], None]) -> None:
+        """Exchanges the session of a lane that is set aside, and tells `ready` when that is done or has failed."""
 
-        Raises:
-            PysaError: a session can be neither kept nor read; the lane is as it was.
-        """
+        def work() -> None:
+            try:
+                self._exchange(lane, prompt)
+            except Exception:
+                log.warning("prefix cache: a session was neither kept nor found", exc_info=True)
+            ready(lane)
+
+        self._thread.submit(work)
+
+    def close(self, sessions: Sequence[Session]) -> None:
+        """Waits for what is under way, and keeps sessions that nobody needs now."""
+        self._thread.shutdown()
+        for session in sessions:
+            self._cache.put(session, self._settings)
+
+    def _exchange(self, lane: Lane, prompt: Ids) -> None:
+        """Keeps what the lane is about to forget; gives it a session that spares more, if there is one."""
         n_spared, n_lost = lane.n_spared(prompt)
         if n_lost >= WORTH_KEEPING:
             self._cache.put(lane.session, self._settings)
@@ -38,7 +57,3 @@ class Shelf:
         if found is not None:
             lane.session.close()
             lane.session = found
-
-    def put(self, session: Session) -> None:
-        """Keeps a session that nobody needs now."""
-        self._cache.put(session, self._settings)

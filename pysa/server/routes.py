@@ -12,7 +12,6 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from pysa.grammar import LlamaGrammar
 from pysa.llama.async_llama import AsyncLlama
 from pysa.llama.async_stream import ChunkStream
 from pysa.llama.embedding import MEAN, normalized, pool
@@ -20,29 +19,14 @@ from pysa.server.answers import interleaved, merged, total_usage
 from pysa.server.body import Body, read_body, wrong
 from pysa.server.errors import ApiError, api_error
 from pysa.server.events import ClientLeftError, EventStream, while_connected
+from pysa.server.fields import Fields, prompts_of, seed_of
 from pysa.server.metrics import Metrics
 from pysa.server.settings import ServerSettings
 
 JSON = dict[str, Any]
 Ask = Callable[[int], Awaitable[Any]]  # the i-th answer, or its stream
 
-INT32_MAX = 2**31 - 1
 MAX_LOGPROBS = 100
-SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "typical_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repeat_penalty",
-    "mirostat_mode",
-    "mirostat_tau",
-    "mirostat_eta",
-    "logit_bias",
-    "stop",
-)
 COMPLETION = ("suffix", "echo")
 CHAT = ("tools", "tool_choice", "functions", "function_call", "response_format", "logprobs")
 
@@ -58,25 +42,25 @@ class Routes:
 
     def __init__(self, llama: AsyncLlama, settings: ServerSettings, metrics: Metrics) -> None:
         self._llama, self._settings, self._metrics = llama, settings, metrics
-        self._created = int(time.time())
+        self._fields, self._created = Fields(settings), int(time.time())
 
     # ---- what is asked for
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
         body = await read_body(request)
-        model, prompts = self._model(body), prompts_of(body.take("prompt", ""))
-        arguments = {**self._sampling(body), **body.take_some(COMPLETION)}
+        model, prompts = self._fields.model(body), prompts_of(body.take("prompt", ""))
+        arguments = {**self._fields.sampling(body), **body.take_some(COMPLETION)}
         if "logprobs" in body:
             arguments["logprobs"] = body.take_int("logprobs", 0, 0, MAX_LOGPROBS)
-        arguments["max_tokens"] = self._max_tokens(body, "max_tokens", 16)
-        n, best_of = self._n_choices(body, len(prompts)), body.take("best_of")
+        arguments["max_tokens"] = self._fields.max_tokens(body, ("max_tokens",), 16)
+        n, best_of = self._fields.n_choices(body, len(prompts)), body.take("best_of")
         if best_of not in (None, n):
             raise ApiError(400, f"best_of: not supported: expected n ({n}), got {best_of!r}", param="best_of")
 
         async def ask(i: int) -> Any:
             return await self._llama.create_completion(
-                prompts[i // n], model=model, **{**arguments, **_seed(arguments, i % n)}
+                prompts[i // n], model=model, **{**arguments, **seed_of(arguments, i % n)}
             )
 
         return await self._answer(request, body, ask, len(prompts), n, arguments)
@@ -84,19 +68,18 @@ class Routes:
     async def chat_completions(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         body = await read_body(request)
-        model, messages = self._model(body), body.take("messages")
+        model, messages = self._fields.model(body), body.take("messages")
         if not isinstance(messages, list) or not messages:
             wrong("messages", "a list of at least one message", messages)
-        arguments = {**self._sampling(body), **body.take_some(CHAT)}
+        arguments = {**self._fields.sampling(body), **body.take_some(CHAT)}
         if "top_logprobs" in body:
             arguments["top_logprobs"] = body.take_int("top_logprobs", 0, 0, MAX_LOGPROBS)
-        newer = self._max_tokens(body, "max_completion_tokens", 0)
-        arguments["max_tokens"] = self._max_tokens(body, "max_tokens", 0) if newer is None else newer
-        n = self._n_choices(body, 1)
+        arguments["max_tokens"] = self._fields.max_tokens(body, ("max_completion_tokens", "max_tokens"), 0)
+        n = self._fields.n_choices(body, 1)
 
         async def ask(i: int) -> Any:
             return await self._llama.create_chat_completion(
-                messages, model=model, **{**arguments, **_seed(arguments, i)}
+                messages, model=model, **{**arguments, **seed_of(arguments, i)}
             )
 
         return await self._answer(request, body, ask, 1, n, arguments)
@@ -104,7 +87,7 @@ class Routes:
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings."""
         body = await read_body(request)
-        model, inputs = self._model(body), prompts_of(body.take("input"), "input")
+        model, inputs = self._fields.model(body), prompts_of(body.take("input"), "input")
         form = body.take("encoding_format", "float")
         in_base64 = form == "base64"
         if form not in ("float", "base64"):
@@ -136,7 +119,7 @@ class Routes:
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/NAME."""
-        return JSONResponse(self._card(self._known(request.path_params["name"])))
+        return JSONResponse(self._card(self._fields.known(request.path_params["name"])))
 
     async def health(self, request: Request) -> Response:
         """GET /health."""
@@ -198,18 +181,6 @@ class Routes:
             usages = [stream.result()["usage"] for stream in streams]
             yield {**last, "choices": [], "usage": total_usage(usages, n)}
 
-    # ---- fields that several routes have
-
-    def _model(self, body: Body) -> str:
-        return self._known(body.take_text("model", self._settings.names[0]))
-
-    def _known(self, name: str) -> str:
-        names = self._settings.names
-        if name not in names:
-            message = f"model: {name!r} is not served: expected {' or '.join(names)}"
-            raise ApiError(404, message, param="model", code="model_not_found")
-        return name
-
     def _card(self, name: str) -> JSON:
         return {
             "id": name,
@@ -218,39 +189,6 @@ class Routes:
             "owned_by": "pysa",
             "meta": {"n_ctx": self._llama.n_ctx(), "n_ctx_train": self._llama.model.n_ctx_train},
         }
-
-    def _sampling(self, body: Body) -> JSON:
-        arguments = body.take_some(SAMPLING)
-        if (grammar := body.take_text("grammar")) != "":
-            arguments["grammar"] = LlamaGrammar.from_string(grammar)
-        if (seed := body.take("seed")) is not None:
-            arguments["seed"] = seed
-        return arguments
-
-    def _max_tokens(self, body: Body, name: str, default: int) -> int | None:
-        """Most tokens of an answer; None: what the context holds."""
-        most = self._settings.max_tokens or INT32_MAX
-        n = body.take_int(name, 0, 1, most) if name in body else min(default, most) or self._settings.max_tokens
-        return n or None
-
-    def _n_choices(self, body: Body, n_prompts: int) -> int:
-        n = body.take_int("n", 1, 1, self._settings.max_choices)
-        if n * n_prompts > self._settings.max_choices:
-            message = f"prompt: too many answers: expected at most {self._settings.max_choices}, got {n * n_prompts}"
-            raise ApiError(400, message, param="prompt")
-        return n
-
-
-def prompts_of(value: Any, name: str = "prompt") -> list[str | list[int]]:
-    """Prompts from one text, several texts, one list of tokens or several."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and value:
-        if all(isinstance(item, int) and not isinstance(item, bool) for item in value):
-            return [value]
-        if all(isinstance(item, str) for item in value) or all(isinstance(item, list) for item in value):
-            return value
-    return wrong(name, "a text, a list of texts, a list of token ids or a list of such lists", value)
 
 
 async def together(answers: Sequence[Awaitable[Any]]) -> list[Any]:
@@ -265,9 +203,3 @@ async def together(answers: Sequence[Awaitable[Any]]) -> list[Any]:
             if isinstance(result, ChunkStream):
                 await result.aclose()
         raise
-
-
-def _seed(arguments: JSON, i: int) -> JSON:
-    """Each choice of one prompt gets a seed of its own."""
-    seed = arguments.get("seed")
-    return {"seed": seed + i} if i and isinstance(seed, int) and not isinstance(seed, bool) else {}

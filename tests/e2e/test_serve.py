@@ -477,8 +477,9 @@ def test_limits_key_and_cors(start: Callable[..., Server]) -> None:
         assert full.value.body["code"] == "queue_full"
     patient = openai.OpenAI(base_url=f"{server.url}/v1", api_key="s3cret", max_retries=5)
     assert patient.completions.create(prompt=PROMPT, max_tokens=3, **GREEDY).usage.completion_tokens == 3
-    text = client.chat.completions.create(messages=USER, logit_bias={"2": -1e9}, **GREEDY)
-    assert text.usage.completion_tokens == 400  # the limit is also the default
+    for given, n in ({}, 400), ({"max_tokens": 5}, 5), ({"max_completion_tokens": 6, "max_tokens": 9}, 6):
+        found = client.chat.completions.create(messages=USER, logit_bias={"2": -1e9}, **given, **GREEDY)
+        assert found.usage.completion_tokens == n  # the limit is also the default
 
     asking = {"Origin": "https://app.example", "Access_Control_Request_Method": "POST"}
     allowed = server.raw("OPTIONS", COMPLETIONS, Access_Control_Request_Headers="authorization,content-type", **asking)

@@ -331,16 +331,16 @@ def resident_bytes() -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_close_gives_memory_back(tiny_gguf: Callable[..., Path]) -> None:
-    # 8 lanes of 2000 tokens: 8 layers * 4 KV heads * 64 + 64 numbers of 4 bytes are 16 KiB a token, 250 MiB in all.
-    path = tiny_gguf("llama", n_layer=8, n_head=8, n_head_kv=4, head_dim=64, n_ctx=2048, vocab="llama")
-    arguments = {**ARGUMENTS, "n_ctx": 2048, "n_parallel": 8}
-    cache_bytes = 8 * 2000 * 8 * 4 * (64 + 64) * 4
+    # 8 lanes of 1000 tokens: 4 layers * 8 KV heads * (64 + 64) numbers of 4 bytes are 16 KiB a token, 125 MiB in all.
+    path = tiny_gguf("llama", n_layer=4, n_head=8, n_head_kv=8, head_dim=64, n_ctx=2048, vocab="llama")
+    arguments = {**ARGUMENTS, "n_ctx": 1024, "n_parallel": 8}
+    cache_bytes = 8 * 1000 * 4 * 8 * (64 + 64) * 4
 
     async def fill() -> tuple[int, int, int]:
         async with AsyncLlama(path, **arguments) as llama:
             await llama.create_completion([5] * 4, max_tokens=1)
             before = resident_bytes()
-            prompts = [[5 + i] * 1996 for i in range(8)]
+            prompts = [[5 + i] * 996 for i in range(8)]
             await asyncio.gather(*(llama.create_completion(p, max_tokens=4, temperature=0.0) for p in prompts))
             held = llama.stats().cache_bytes
             full = resident_bytes()

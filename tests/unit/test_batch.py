@@ -101,10 +101,10 @@ def test_a_batch_gives_each_session_its_own_logits(any_model: pysa.Model) -> Non
 def test_threads_change_nothing_in_a_batch(shared_gguf: Path) -> None:
     def rows(n_threads: int) -> Any:
         with pysa.Model(shared_gguf, n_threads=n_threads) as model, ExitStack() as stack:
-            sessions = [stack.enter_context(model.session(n_ctx=64, **TYPES)) for _ in range(3)]
-            for session, prompt in zip(sessions, random_prompts(model, 40, 5, 33), strict=True):
-                session.eval(prompt, logits="none")
-            return Batch(model).step([(session, [9, 8], True) for session in sessions])[1]
+            sessions = [stack.enter_context(model.session(n_ctx=64, **{**TYPES, "n_ubatch": 64})) for _ in range(3)]
+            batch, prompts = Batch(model), random_prompts(model, 40, 5, 33)
+            batch.step([(session, prompt, False) for session, prompt in zip(sessions, prompts, strict=True)])
+            return batch.step([(session, [9, 8], True) for session in sessions])[1]
 
     np.testing.assert_allclose(rows(2), rows(1), atol=LOGITS_TOLERANCE, rtol=0)
 
