@@ -10,7 +10,7 @@ namespace pysa {
 
 Compute::Compute(int32_t n_threads, size_t max_nodes) : n_threads_(n_threads), process_(process_id()) {
     ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
-    params.poll = 0;  // threads that wait by spinning take the cores from other sessions: two in turn were ten times slower
+    params.poll = 0;  // threads that spin while they wait take other sessions' cores: two in turn were ten times slower
     pool_ = ggml_threadpool_new(&params);
     cpu_ = ggml_backend_cpu_init();
     if (cpu_) sched_ = ggml_backend_sched_new(&cpu_, nullptr, 1, max_nodes, false, false);
