@@ -128,7 +128,8 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     other = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
     if other:
         key = other[0]
+        wanted, got = (repr(known[key]) if key in known else "none" for known in (settings, found))
         raise StateFileError(
-            f"{folder}: measured with other settings: {', '.join(other)}: expected {settings.get(key)!r}, "
-            f"got {found.get(key)!r}; remove the folder or name another one with --state"
+            f"{folder}: measured with other settings: {', '.join(other)}: expected {wanted}, got {got}; remove the "
+            "folder or name another one with --state"
         )
