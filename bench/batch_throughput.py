@@ -33,9 +33,8 @@ from pysa.batch import Batch
 from pysa.cli.bench import PAUSE_S
 from pysa.scheduler import Scheduler
 
-N_TURN = 4  # tokens of each session before the other way's turn
 N_EVALUATED = 64  # of the depth; the rest is filled
-N_WARM = 2
+N_WARM = 1
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ def spread(samples: list[float]) -> float:
 
 def measure(model: pysa.Model, args: argparse.Namespace, depth: int, n_sessions: int) -> Row:
     """Both ways in turns on the same sessions."""
-    n_turns = max(2, args.n // N_TURN)
-    n_ctx = depth + 2 * (n_turns + 1) * (N_TURN + N_WARM) + 1
+    n_turns = max(2, args.n // args.turn)
+    n_ctx = depth + 2 * (n_turns + 1) * (args.turn + N_WARM) + 1
     rng = np.random.default_rng(depth + n_sessions)
     tokens = rng.integers(0, model.n_vocab, (n_sessions, n_ctx))
     with ExitStack() as stack:
@@ -82,26 +81,26 @@ def measure(model: pysa.Model, args: argparse.Namespace, depth: int, n_sessions:
                 session._fill(depth, seed=depth)
         batch = Batch(model)
 
-        def alone() -> None:
+        def alone(n: int) -> None:
             for session, row in zip(sessions, tokens, strict=True):
-                session.eval(row[session.n_past : session.n_past + 1])
+                for _ in range(n):
+                    session.eval(row[session.n_past : session.n_past + 1])
 
-        def together() -> None:
-            batch.step(
-                [(s, row[s.n_past : s.n_past + 1], True) for s, row in zip(sessions, tokens, strict=True)],
-            )
+        def together(n: int) -> None:
+            for _ in range(n):
+                batch.step(
+                    [(s, row[s.n_past : s.n_past + 1], True) for s, row in zip(sessions, tokens, strict=True)],
+                )
 
-        samples: dict[Callable[[], None], list[float]] = {alone: [], together: []}
+        samples: dict[Callable[[int], None], list[float]] = {alone: [], together: []}
         for turn in range(n_turns + 1):
             for way, times in samples.items():
                 time.sleep(PAUSE_S)  # an engine's threads look for work for a while before they sleep
-                for _ in range(N_WARM):
-                    way()
+                way(N_WARM)
                 start = time.perf_counter()
-                for _ in range(N_TURN):
-                    way()
+                way(args.turn)
                 if turn:  # the first warms up
-                    times.append(N_TURN * n_sessions / (time.perf_counter() - start))
+                    times.append(args.turn * n_sessions / (time.perf_counter() - start))
     return Row(
         depth,
         n_sessions,
@@ -197,6 +196,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("-s", "--sessions", type=integers, default=[1, 2, 4, 8], help="default 1,2,4,8")
     parser.add_argument("-d", "--depth", type=integers, default=[64], help="tokens held by each (default 64)")
     parser.add_argument("-n", type=int, default=32, help="tokens decoded by each session, each way (default 32)")
+    parser.add_argument(
+        "--turn", type=int, default=4, help="of which before the other way's turn (default 4); more for a small model"
+    )
     parser.add_argument("-t", "--threads", type=int, default=0)
     parser.add_argument("--type", choices=CACHE_TYPES, default="f16", help="of K and V (default f16)")
     parser.add_argument("--plan", help="a plan.json, or dense (default: the file's own)")
@@ -205,8 +207,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--cancel", type=int, default=0, metavar="N", help="measure cancelling N times instead")
     parser.add_argument("--json", metavar="FILE", help="write the figures there; - is stdout, in place of the table")
     args = parser.parse_args()
-    if min(*args.sessions, *args.depth, args.n, 1) < 1:
-        parser.error("--sessions, --depth and -n: expected numbers of 1 or more")
+    if min(*args.sessions, *args.depth, args.n, args.turn) < 1:
+        parser.error("--sessions, --depth, -n and --turn: expected numbers of 1 or more")
     return args
 
 
@@ -222,6 +224,7 @@ def main() -> None:
                 "type": args.type,
                 "plan": args.plan,
                 "n": args.n,
+                "turn": args.turn,
             }
             if args.cancel:
                 cancelled = cancel_times(model, args)

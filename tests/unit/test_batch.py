@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -193,3 +196,26 @@ def test_what_a_lane_forgets_is_found_on_disk(any_model: pysa.Model, tmp_path: P
         assert ask(scheduler, a) == (first, 89)  # from the folder: the only lane had forgotten it
     with Scheduler(any_model, make_session, n_parallel=1, cache=cache) as scheduler:
         assert ask(scheduler, b)[1] == 79  # and after the end of the one that read it
+
+
+def test_the_benchmark_measures_both_ways(dense_gguf: Path) -> None:
+    script = Path(__file__).resolve().parents[2] / "bench" / "batch_throughput.py"
+    options = ["-s", "1,3", "-d", "5,80", "-n", "4", "--turn", "2", "-t", "1"]
+    found = run_script(script, dense_gguf, *options, "--json", "-")
+    rows = json.loads(found)["rows"]
+    assert [(row["depth"], row["n_sessions"]) for row in rows] == [(5, 1), (5, 3), (80, 1), (80, 3)]
+    assert all(row["gain"] == pytest.approx(row["together_per_s"] / row["alone_per_s"]) for row in rows)
+    assert all(row["alone_per_s"] > 0 for row in rows)
+    table = run_script(script, dense_gguf, *options)
+    assert [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| 80")] == [
+        [" 80 ", " 1 "],
+        [" 80 ", " 3 "],
+    ]
+    cancelled = json.loads(run_script(script, dense_gguf, "--cancel", "2", "-t", "1", "--json", "-"))["cancel_ms"]
+    assert {phase: len(times) for phase, times in cancelled.items()} == {"prompt": 2, "decode": 2}
+    assert max(cancelled["prompt"] + cancelled["decode"]) < 5000  # within an ubatch, not at the end of the prompt
+
+
+def run_script(script: Path, *arguments: object) -> str:
+    command = [sys.executable, str(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=True).stdout
