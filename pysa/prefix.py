@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,7 @@ import numpy.typing as npt
 from pysa import _native
 from pysa._arguments import Tokens, check_int, check_tokens
 from pysa.errors import ContextFullError
-
-if TYPE_CHECKING:
-    from pysa.session import Session
+from pysa.session import Session, return_position
 
 Interrupt = Callable[[], bool]
 
@@ -66,9 +64,7 @@ def rewind(session: Session, tokens: Tokens, *, keep_last: int = 1) -> Reuse:
     ids = check_tokens(tokens, session._n_vocab, allow_empty=True)
     n_most = max(0, ids.size - check_int("keep_last", keep_last, 0, 2**31 - 1))
     n_shared = common_prefix(native.tokens, ids[:n_most])
-    start = native.rollback_position(n_shared)
-    if start < n_shared and start <= native.plan["n_sink"]:
-        start = 0  # from the sinks on, the ubatches would be cut at other places than a fresh session's
+    start = return_position(native, n_shared)
     native.truncate(start)
     return Reuse(start, n_shared - start)
 

@@ -35,6 +35,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("pysa")
 
 
+def return_position(native: _native.Session, n: int) -> int:
+    """Where a session goes back to for position `n`: there, to a checkpoint before it, or to 0.
+
+    The sinks are always held, but from 0 the ubatches are those of a fresh session, bit for bit.
+    """
+    start = native.rollback_position(n)
+    return 0 if start < n and start <= native.plan["n_sink"] else start
+
+
 class Session:
     """One conversation: its cache and its position. Made by Model.session() or Model.load_session(). A context manager.
 
@@ -153,12 +162,10 @@ class Session:
         """
         native = self.native
         n = check_int("n", n, 0, native.n_past)
-        start = native.rollback_position(n)
+        start = return_position(native, n)
         if start == n or not check_bool("reevaluate", reevaluate):
             native.truncate(n)
             return 0
-        if start <= native.plan["n_sink"]:
-            start = 0  # the sinks are always held, but from 0 the ubatches are those of a fresh session, bit for bit
         again = self.tokens[start:n]
         native.truncate(start)
         log.warning("truncate(%d): the window has forgotten it; evaluating %d tokens again", n, len(again))

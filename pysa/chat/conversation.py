@@ -16,10 +16,10 @@ from pysa.chat.turn import Again, Dropped, Event, Reason, Turn
 from pysa.errors import ArgumentError, ContextFullError, ModelFileError
 from pysa.prefix import common_prefix, rewind
 from pysa.sampling import SamplingParams
+from pysa.session import Session, return_position
 
 if TYPE_CHECKING:
     from pysa.chat.renderer import Renderer
-    from pysa.session import Session
 
 ROOM = 256  # tokens that an answer of any length should find free
 NEXT = Turn("go on")  # stands for whatever is said next
@@ -195,9 +195,7 @@ class Conversation:
     def _n_kept(self, tokens: list[int]) -> int:
         """How many of a prompt's tokens the session holds and can go back to, as pysa.prefix.rewind() has it."""
         native = self.session.native
-        n_shared = common_prefix(native.tokens, tokens[:-1])
-        n_kept: int = native.rollback_position(n_shared)
-        return 0 if n_kept < n_shared and n_kept <= native.plan["n_sink"] else n_kept
+        return return_position(native, common_prefix(native.tokens, tokens[:-1]))
 
     def _again(self, prompt: Prompt) -> Again | None:
         """Tokens of the prompt that were evaluated before, and will be again."""

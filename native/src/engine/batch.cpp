@@ -73,16 +73,17 @@ std::vector<int64_t> Batch::Impl::step(const std::vector<BatchEntry> & entries, 
     make_room(entries.size());
 
     std::vector<int64_t> counts(entries.size());
-    size_t n_taken = 0;
+    size_t n_begun = 0;
     const auto revert = [&] {
-        while (n_taken > 0) entries[--n_taken].session->impl_->revert();
+        while (n_begun > 0) entries[--n_begun].session->impl_->revert();
     };
     try {
         for (size_t i = 0; i < entries.size(); ++i) {
             Held & held = *entries[i].session->impl_;
             counts[i] = held.ubatch_size(std::max<int64_t>(entries[i].n_tokens, 1));
-            held.take_in(entries[i].tokens, std::min(counts[i], entries[i].n_tokens));
-            ++n_taken;
+            held.begin(std::min(counts[i], entries[i].n_tokens));
+            ++n_begun;
+            held.take_in(entries[i].tokens, counts[i]);
             held.cache_.log_overwritten(counts[i]);
         }
         // The results of lanes are joined one to the next, so the longest comes last.

@@ -34,8 +34,8 @@ SessionParams checked(SessionParams params, const HParams & hp) {
 }  // namespace
 
 Session::Impl::Impl(std::shared_ptr<const Model> model, const SessionParams & params, const SharingPlan & plan)
-    : model_(std::move(model)), hp_((model_->check_process(), model_->hparams())), params_(checked(params, hp_)),
-      plan_(plan), table_(make_attn_table(plan_, hp_)), compute_(model_->n_threads(), 2 * step_graph_nodes(hp_)),
+    : model_(std::move(model)), hp_(model_->hparams()), params_(checked(params, hp_)), plan_(plan),
+      table_(make_attn_table(plan_, hp_)), compute_(model_->n_threads(), 2 * step_graph_nodes(hp_)),
       cache_(hp_, make_cache_layout(plan_, hp_, params_.n_slack),
              parse_cache_types(params_.type_k, params_.type_v, hp_), compute_.cache_buffer_type(), params_.n_ctx) {
     attention_ = params_.attention == "composed"
@@ -88,6 +88,7 @@ void Session::Impl::reset() {
 
 Session::Session(std::shared_ptr<const Model> model, const SessionParams & params,
                  const std::optional<SharingPlan> & plan) {
+    model->check_process();
     const SharingPlan effective = model->effective_plan(plan);
     impl_ = std::make_unique<Impl>(std::move(model), params, effective);
 }

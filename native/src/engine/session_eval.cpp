@@ -10,8 +10,9 @@ namespace pysa {
 void Session::Impl::eval(const int32_t * tokens, int64_t n_tokens, Logits logits, const LogitsSink & sink,
                          const Interrupt & interrupt) {
     model_->check_process();
-    take_in(tokens, n_tokens);
+    begin(n_tokens);
     try {
+        take_in(tokens, n_tokens);
         eval_ubatches(logits, sink, interrupt);
         keep();
     } catch (const std::bad_alloc &) {
@@ -24,22 +25,16 @@ void Session::Impl::eval(const int32_t * tokens, int64_t n_tokens, Logits logits
     }
 }
 
-void Session::Impl::take_in(const int32_t * tokens, int64_t n_tokens) {
+void Session::Impl::begin(int64_t n_tokens) {
     check_room(n_tokens);
+    cache_.hold(n_tokens);
+}
+
+void Session::Impl::take_in(const int32_t * tokens, int64_t n_tokens) {
     const int64_t n_before = cache_.n_past();
-    try {
-        tokens_.insert(tokens_.end(), tokens, tokens + n_tokens);  // checked here: the caller's may change meanwhile
-        check_tokens(n_before);
-        cache_.reserve(n_before + n_tokens);
-        cache_.hold(n_tokens);
-    } catch (const std::bad_alloc &) {
-        tokens_.resize(size_t(n_before));
-        throw DeviceError("evaluation: out of memory: cannot hold " + std::to_string(n_tokens) +
-                          " more tokens; evaluate fewer at once");
-    } catch (...) {
-        tokens_.resize(size_t(n_before));
-        throw;
-    }
+    tokens_.insert(tokens_.end(), tokens, tokens + n_tokens);  // checked here: the caller's may change meanwhile
+    check_tokens(n_before);
+    cache_.reserve(n_before + n_tokens);
 }
 
 void Session::Impl::revert() {

@@ -20,7 +20,9 @@ class Session::Impl {
   public:
     Impl(std::shared_ptr<const Model> model, const SessionParams & params, const SharingPlan & plan);
 
-    // Checks the tokens and makes room for them; they are in tokens_ then, and stepping over them ends with keep() or revert().
+    // Begins an evaluation of n tokens, which keep() or revert() ends. ContextFullError.
+    void begin(int64_t n_tokens);
+    // Checks its tokens and makes room for them; they are in tokens_ then.
     void take_in(const int32_t * tokens, int64_t n_tokens);
     void keep() { cache_.release(); }
     void revert();

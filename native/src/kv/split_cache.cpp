@@ -179,11 +179,10 @@ void SplitCache::log_overwritten(int64_t n) {
     for (LoggedRows & rows : log_.missing(ring_.oldest_held(), end)) {
         rows.n_stored = rows.n;
         rows.bytes.resize(size_t(rows.n * ring_row_bytes()));
-        uint8_t * to = rows.bytes.data();
-        for_each_ring_stretch(rows.first, rows.n, [&](const ggml_tensor * tensor, size_t offset, size_t size) {
-            ggml_backend_tensor_get(tensor, to, offset, size);
-            to += size;
-        });
+        for_each_ring_stretch(rows, rows.first, rows.first + rows.n,
+                              [&](const ggml_tensor * tensor, size_t offset, size_t size, size_t at) {
+                                  ggml_backend_tensor_get(tensor, rows.bytes.data() + at, offset, size);
+                              });
         log_.keep(std::move(rows));
     }
     while (log_.checkpoints().size() > 1 && log_.size_bytes() > n_most_windows * ring_.n_ring() * ring_row_bytes())
@@ -191,20 +190,13 @@ void SplitCache::log_overwritten(int64_t n) {
 }
 
 void SplitCache::return_to(const Checkpoint & checkpoint) {
-    for (const auto & [first, rows] : log_.rows()) {
-        const int64_t begin = std::max(first, checkpoint.oldest), end = std::min(first + rows.n, checkpoint.n_past);
-        if (begin >= end) continue;
-        const uint8_t * head_rows = rows.bytes.data();
-        for (const Layer & layer : layers_)
-            for (ggml_tensor * tensor : {layer.tensors.k_ring, layer.tensors.v_ring})
-                for (int64_t head = 0; tensor && head < tensor->ne[2];
-                     ++head, head_rows += rows.n_stored * tensor->nb[1])
-                    for (int64_t pos = begin; pos < end;) {
-                        const int64_t row = ring_.row(pos), n_rows = std::min(end - pos, ring_.n_rows - row);
-                        ggml_backend_tensor_set(tensor, head_rows + (pos - first) * tensor->nb[1],
-                                                head * tensor->nb[2] + row * tensor->nb[1], n_rows * tensor->nb[1]);
-                        pos += n_rows;
-                    }
+    for (const auto & item : log_.rows()) {
+        const LoggedRows & rows = item.second;
+        const int64_t begin = std::max(rows.first, checkpoint.oldest),
+                      end = std::min(rows.first + rows.n, checkpoint.n_past);
+        for_each_ring_stretch(rows, begin, end, [&](ggml_tensor * tensor, size_t offset, size_t size, size_t at) {
+            ggml_backend_tensor_set(tensor, rows.bytes.data() + at, offset, size);
+        });
     }
     restore_position(checkpoint.n_past, checkpoint.n_written);
 }

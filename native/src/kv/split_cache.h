@@ -89,16 +89,21 @@ class SplitCache {
             }
         }
     }
-    // The same of window rows of positions [first, first + n), n_sink <= first; the bytes of a row are those of all layers.
-    template <class Visit> void for_each_ring_stretch(int64_t first, int64_t n, Visit && visit) const {
+    // The same of window rows of positions [begin, end) among logged ones; `at`: where a stretch lies in their bytes.
+    template <class Visit>
+    void for_each_ring_stretch(const LoggedRows & rows, int64_t begin, int64_t end, Visit && visit) const {
+        size_t head_at = 0;
         for (const Layer & layer : layers_)
             for (ggml_tensor * tensor : {layer.tensors.k_ring, layer.tensors.v_ring})
-                for (int64_t head = 0; tensor && head < tensor->ne[2]; ++head)
-                    for (int64_t pos = first; pos < first + n;) {
-                        const int64_t row = ring_.row(pos), n_rows = std::min(first + n - pos, ring_.n_rows - row);
-                        visit(tensor, head * tensor->nb[2] + row * tensor->nb[1], size_t(n_rows) * tensor->nb[1]);
+                for (int64_t head = 0; tensor && head < tensor->ne[2]; ++head) {
+                    for (int64_t pos = begin; pos < end;) {
+                        const int64_t row = ring_.row(pos), n_rows = std::min(end - pos, ring_.n_rows - row);
+                        visit(tensor, head * tensor->nb[2] + row * tensor->nb[1], size_t(n_rows) * tensor->nb[1],
+                              head_at + size_t(pos - rows.first) * tensor->nb[1]);
                         pos += n_rows;
                     }
+                    head_at += size_t(rows.n_stored) * tensor->nb[1];
+                }
     }
     int64_t ring_row_bytes() const;
     void restore_position(int64_t n_past, int64_t n_written);
