@@ -78,6 +78,10 @@ function(pysa_add_llama_cpp)
     set(GGML_OPENMP OFF CACHE BOOL "" FORCE)
     set(GGML_NATIVE ${PYSA_NATIVE} CACHE BOOL "" FORCE)
     set(GGML_CUDA ${PYSA_CUDA} CACHE BOOL "" FORCE)
+    # Flash attention is what llama-bench compares with; the engine has its own, and it takes most of the compiler's time.
+    set(GGML_CUDA_FA ${PYSA_LLAMA_BENCH} CACHE BOOL "" FORCE)
+    set(GGML_CUDA_NCCL OFF CACHE BOOL "" FORCE)
+    set(GGML_VULKAN ${PYSA_VULKAN} CACHE BOOL "" FORCE)
     add_subdirectory("${PYSA_LLAMA_CPP_SOURCE}" "${CMAKE_BINARY_DIR}/llama.cpp" EXCLUDE_FROM_ALL)
     if(NOT MSVC)
         set_property(SOURCE "${PYSA_LLAMA_CPP_SOURCE}/src/llama-grammar.cpp" TARGET_DIRECTORY llama APPEND PROPERTY

@@ -107,6 +107,7 @@ py::dict memory_dict(const MemoryReport & report) {
     dict["checkpoints"] = report.checkpoints;
     dict["attention"] = report.attention;
     dict["compute"] = report.compute;
+    dict["device"] = report.device;
     return dict;
 }
 
@@ -121,6 +122,8 @@ void register_session(py::module_ & module) {
         .def_property_readonly("v_skip", [](const Session & session) { return session.params().v_skip; })
         .def_property_readonly("attention", &Session::attention_name)
         .def_property_readonly("kernel", &Session::kernel_name)
+        .def_property_readonly("first_gpu_layer", &Session::first_gpu_layer)
+        .def_property_readonly("n_splits", &Session::n_splits)
         .def_property_readonly("has_window", &Session::has_window)
         .def_property_readonly("plan", [](const Session & session) { return plan_to_dict(session.plan()); })
         .def_property_readonly("tokens", [](const Session & session) { return session.tokens(); })

@@ -14,6 +14,8 @@ struct SessionParams {
     std::string attention = "auto";  // auto, fused, composed
     int32_t n_slack = 0;             // window rows kept beyond the need: so many tokens can be truncated for free
     int64_t distant_budget_bytes = 256ll << 20;  // room for scores shared between layers; the ubatch shrinks to fit it
+    bool kv_offload =
+        true;              // the cache of layers on a GPU is there too; false: with the host, which computes attention
     float v_skip = 3e-4f;  // largest share of a head's distant weights whose values need not be read; 0: exact
 };
 
@@ -30,6 +32,7 @@ struct MemoryReport {
     int64_t checkpoints = 0;  // window rows kept because a checkpoint needs them
     int64_t attention = 0;    // shared scores and scratch, held between steps
     int64_t compute = 0;      // activations of the largest step so far
+    int64_t device = 0;       // cache bytes that are on a GPU
     int64_t cache_total() const { return keys + values + window_keys + window_values; }
 };
 

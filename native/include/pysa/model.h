@@ -14,11 +14,20 @@ namespace pysa {
 
 class GgufFile;
 class Weights;
+struct Placement;
 
 struct ModelParams {
     int32_t n_threads = 0;  // 0: one per physical core that the process may use
     bool use_mmap = true;
     bool use_repack = true;
+    std::string device = "auto";  // a GPU's name as list_devices() has it, cpu, or auto: the best GPU there is
+    int32_t n_gpu_layers = -1;    // the last layers are kept on it, the output counts as one more; -1: as many as fit
+    // What as many as fit is estimated with:
+    int64_t n_ctx = 0;  // positions of the sessions to come; 0: the model's own context length
+    std::string type_k = "f16";
+    std::string type_v = "f16";
+    int32_t n_ubatch = 512;
+    bool kv_offload = true;
 };
 
 class Model {
@@ -33,6 +42,9 @@ class Model {
     std::shared_ptr<const Vocab> shared_vocab() const { return vocab_; }
     const GgufFile & file() const { return *file_; }
     const Weights & weights() const { return *weights_; }
+    const Placement & placement() const { return *placement_; }
+    std::string device_name() const;  // of the GPU that layers are on; cpu
+    int32_t n_gpu_layers() const;
     int32_t n_threads() const { return n_threads_; }
     bool pruned() const { return pruned_; }
 
@@ -59,6 +71,7 @@ class Model {
     std::optional<SharingPlan> plan_;
     bool pruned_ = false;
     std::shared_ptr<const Vocab> vocab_;
+    std::unique_ptr<Placement> placement_;
     std::unique_ptr<Weights> weights_;
     int32_t n_threads_ = 1;
     uint64_t fingerprint_ = 0;

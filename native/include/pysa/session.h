@@ -33,7 +33,9 @@ class Session {
     const SharingPlan & plan() const;
     const SessionParams & params() const;
     std::string attention_name() const;   // fused, composed
-    std::string kernel_name() const;      // avx512, avx2, neon, scalar; ggml
+    std::string kernel_name() const;      // avx512, avx2, neon, scalar; cuda; ggml; two joined by +
+    int32_t first_gpu_layer() const;      // from which on attention and cache are on the GPU; n_layer: none is
+    int32_t n_splits() const;             // parts of the last step between which CPU and GPU took turns; 1 without
     std::vector<int32_t> tokens() const;  // of all positions held
 
     // Evaluates tokens after the ones held; the sink takes the logits asked for, ubatch by ubatch. On any error, Interrupted and

@@ -56,6 +56,8 @@ void init_logging() {
     });
 }
 
+void log_error(const char * text) { on_log(GGML_LOG_LEVEL_ERROR, (std::string(text) + "\n").c_str(), nullptr); }
+
 std::string take_logged_errors() {
     std::string joined;
     for (const std::string & line : logged_errors) joined += (joined.empty() ? "" : "; ") + line;

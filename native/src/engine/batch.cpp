@@ -5,6 +5,7 @@
 #include <new>
 #include <numeric>
 
+#include "engine/placement.h"
 #include "engine/session_impl.h"
 #include "engine/turn.h"
 #include "graph/weights.h"
@@ -45,7 +46,8 @@ void Batch::Impl::make_room(size_t n_lanes) {
     const HParams & hp = model_->hparams();
     stepper_.reset();
     n_lanes_ = 0;
-    compute_ = std::make_unique<Compute>(model_->n_threads(), 2 * step_graph_nodes(hp, n_lanes));
+    compute_ = std::make_unique<Compute>(model_->n_threads(), 2 * step_graph_nodes(hp, n_lanes),
+                                         model_->n_gpu_layers() > 0 ? model_->placement().gpu : nullptr);
     stepper_ = std::make_unique<Stepper>(hp, model_->weights().model(), *compute_, n_lanes);
     n_lanes_ = n_lanes;
 }

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/pages.h"
 #include "base/process_id.h"
+#include "engine/placement.h"
 #include "file/gguf_file.h"
 #include "file/readers.h"
 #include "graph/weights.h"
@@ -55,12 +56,21 @@ std::shared_ptr<const Model> Model::open(const std::string & path, const ModelPa
     model->pruned_ = read_pruned(*model->file_);
     model->vocab_ = Vocab::open(*model->file_, model->hp_);
     model->fingerprint_ = file_hash(*model->file_);  // first: loading releases the pages it touches
-    model->weights_ = std::make_unique<Weights>(model->file_, model->hp_, model->pruned_,
-                                                WeightOptions{params.use_mmap, params.use_repack});
+    const bool has_plan = model->plan_ && model->plan_->enabled;
+    model->placement_ = std::make_unique<Placement>(
+        place_layers(*model->file_, model->hp_, has_plan ? *model->plan_ : dense_plan(model->hp_), params));
+    const Placement & placement = *model->placement_;
+    model->weights_ = std::make_unique<Weights>(
+        model->file_, model->hp_, model->pruned_,
+        WeightOptions{params.use_mmap, params.use_repack, placement.gpu, placement.first_gpu_layer()});
     model->n_threads_ = params.n_threads > 0 ? params.n_threads : physical_cores();
     model->effective_plan(std::nullopt);  // a pruned file must be able to run its own plan
     return model;
 }
+
+std::string Model::device_name() const { return n_gpu_layers() > 0 ? placement_->gpu->name() : "cpu"; }
+
+int32_t Model::n_gpu_layers() const { return placement_->n_gpu_layers; }
 
 void Model::check_process() const {
     if (process_id() != process_)

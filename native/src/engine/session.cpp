@@ -4,10 +4,12 @@
 #include <algorithm>
 
 #include "base/pages.h"
+#include "engine/placement.h"
 #include "engine/session_impl.h"
 #include "engine/turn.h"
 #include "graph/weights.h"
 #include "kv/cache_types.h"
+#include "ops/shared_attn_gpu.h"
 
 namespace pysa {
 
@@ -31,16 +33,50 @@ SessionParams checked(SessionParams params, const HParams & hp) {
     return params;
 }
 
+int32_t first_gpu_layer_of(const Model & model, const AttnTable & table, bool kv_offload) {
+    const int32_t n_layer = model.hparams().n_layer;
+    if (model.n_gpu_layers() == 0 || !kv_offload) return n_layer;
+    return attention_cut(table, model.placement().first_gpu_layer());
+}
+
+const Gpu * gpu_of(const Model & model) { return model.n_gpu_layers() > 0 ? model.placement().gpu : nullptr; }
+
+std::vector<ggml_backend_buffer_type_t> buffer_types(const Model & model, int32_t first_gpu_layer) {
+    std::vector<ggml_backend_buffer_type_t> types(size_t(model.hparams().n_layer), ggml_backend_cpu_buffer_type());
+    for (size_t il = size_t(first_gpu_layer); il < types.size(); ++il) types[il] = model.placement().gpu->buffer_type();
+    return types;
+}
+
 }  // namespace
+
+std::unique_ptr<SharedAttention> Session::Impl::make_attention() const {
+    const bool any_cpu = first_gpu_layer_ > 0, any_gpu = first_gpu_layer_ < hp_.n_layer;
+    if (params_.attention == "composed") return make_composed_attention(table_, cache_);
+    std::unique_ptr<SharedAttention> on_cpu, on_gpu;
+    if (any_cpu) on_cpu = make_fused_cpu_attention(table_, cache_, compute_.n_threads(), params_.v_skip);
+    if (any_gpu) {
+        const Gpu & gpu = *compute_.gpu();
+        if (gpu.kernels() && gpu.kernels()->supports(gpu_attn_shape(table_, cache_, params_.v_skip))) {
+            on_gpu = make_fused_gpu_attention(table_, cache_, gpu, params_.v_skip);
+        } else if (params_.attention == "fused") {
+            throw DeviceError("attention: expected auto or composed: " + gpu.name() +
+                              " has no kernels for this model's heads or these cache types, got \"fused\"");
+        } else {
+            on_gpu = make_composed_attention(table_, cache_);
+        }
+    }
+    if (!on_cpu) return on_gpu;
+    return on_gpu ? make_placed_attention(first_gpu_layer_, std::move(on_cpu), std::move(on_gpu)) : std::move(on_cpu);
+}
 
 Session::Impl::Impl(std::shared_ptr<const Model> model, const SessionParams & params, const SharingPlan & plan)
     : model_(std::move(model)), hp_(model_->hparams()), params_(checked(params, hp_)), plan_(plan),
-      table_(make_attn_table(plan_, hp_)), compute_(model_->n_threads(), 2 * step_graph_nodes(hp_)),
+      table_(make_attn_table(plan_, hp_)), first_gpu_layer_(first_gpu_layer_of(*model_, table_, params_.kv_offload)),
+      compute_(model_->n_threads(), 2 * step_graph_nodes(hp_), gpu_of(*model_)),
       cache_(hp_, make_cache_layout(plan_, hp_, params_.n_slack),
-             parse_cache_types(params_.type_k, params_.type_v, hp_), compute_.cache_buffer_type(), params_.n_ctx) {
-    attention_ = params_.attention == "composed"
-                     ? make_composed_attention(table_, cache_)
-                     : make_fused_cpu_attention(table_, cache_, compute_.n_threads(), params_.v_skip);
+             parse_cache_types(params_.type_k, params_.type_v, hp_), buffer_types(*model_, first_gpu_layer_),
+             params_.n_ctx) {
+    attention_ = make_attention();
     stepper_ = std::make_unique<Stepper>(hp_, model_->weights().model(), compute_, 1);
     lanes_ = {StepLane{&cache_, attention_.get(), {}, 0}};
 }
@@ -77,6 +113,7 @@ MemoryReport Session::Impl::memory() const {
     report.checkpoints = cache_.log().size_bytes();
     report.attention = attention_->size_bytes();
     report.compute = compute_.size_bytes();
+    report.device = cache_.device_bytes();
     return report;
 }
 
@@ -108,6 +145,8 @@ const SharingPlan & Session::plan() const { return impl_->plan_; }
 const SessionParams & Session::params() const { return impl_->params_; }
 std::string Session::attention_name() const { return impl_->attention_->name(); }
 std::string Session::kernel_name() const { return impl_->attention_->kernel(); }
+int32_t Session::first_gpu_layer() const { return impl_->first_gpu_layer_; }
+int32_t Session::n_splits() const { return impl_->compute_.n_splits(); }
 std::vector<int32_t> Session::tokens() const {
     Turn turn(impl_->busy_, "session");
     return impl_->tokens_;

@@ -3,6 +3,7 @@
 #include <new>
 #include <utility>
 
+#include "engine/placement.h"
 #include "engine/session_impl.h"
 
 namespace pysa {
@@ -34,7 +35,18 @@ void Session::Impl::take_in(const int32_t * tokens, int64_t n_tokens) {
     const int64_t n_before = cache_.n_past();
     tokens_.insert(tokens_.end(), tokens, tokens + n_tokens);  // checked here: the caller's may change meanwhile
     check_tokens(n_before);
+    cache_.keep_free(free_bytes_for_steps(n_before + n_tokens));
     cache_.reserve(n_before + n_tokens);
+}
+
+// What steps up to n positions may need beyond what they hold already.
+int64_t Session::Impl::free_bytes_for_steps(int64_t n) const {
+    if (first_gpu_layer_ == hp_.n_layer) return 0;
+    const int64_t n_ubatch = std::min<int64_t>(params_.n_ubatch, n);
+    const int64_t shared = std::min(params_.distant_budget_bytes, n_ubatch * attention_->bytes_per_token(n));
+    const int64_t one_token = 4 * n * (hp_.n_head + table_.n_slots);
+    return std::max<int64_t>(0, activation_bytes(hp_, n_ubatch) - compute_.size_bytes()) +
+           std::max<int64_t>(0, shared + one_token - attention_->size_bytes());
 }
 
 void Session::Impl::revert() {

@@ -24,6 +24,7 @@ class Session::Impl {
     void begin(int64_t n_tokens);
     // Checks its tokens and makes room for them; they are in tokens_ then.
     void take_in(const int32_t * tokens, int64_t n_tokens);
+    int64_t free_bytes_for_steps(int64_t n) const;
     void keep() { cache_.release(); }
     void revert();
     // As many tokens as n_ubatch and the budget for shared scores allow at the depth they end at.
@@ -46,6 +47,7 @@ class Session::Impl {
     const SessionParams params_;
     const SharingPlan plan_;
     const AttnTable table_;
+    const int32_t first_gpu_layer_;  // of attention and cache; n_layer: none
     Compute compute_;
     SplitCache cache_;
     std::unique_ptr<SharedAttention> attention_;
@@ -54,6 +56,7 @@ class Session::Impl {
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 
   private:
+    std::unique_ptr<SharedAttention> make_attention() const;
     void load_log(StateReader & reader, int64_t n_past, int64_t n_written);
     void check_room(int64_t n_tokens) const;
     void check_tokens(int64_t first) const;

@@ -21,12 +21,16 @@ const float * Stepper::step(const std::vector<StepLane> & lanes, StepOut out, co
     } else {
         ctx_.reset(ggml_init({memory_bytes_, memory_.get(), true}));
         graph = builder_.build(ctx_.get(), lanes, out);
-        compute_.allocate(graph.gf);
+        compute_.allocate(graph.gf, graph.on_gpu);
     }
     builder_.set_inputs(tokens);
     compute_.run(graph.gf, interrupt);
-    graph_ = graph;
-    return graph.out ? ggml_get_data_f32(graph.out) : nullptr;  // the CPU backend's memory is the host's
+    graph_ = std::move(graph);
+    if (!graph_.out) return nullptr;
+    if (ggml_backend_buffer_is_host(graph_.out->buffer)) return ggml_get_data_f32(graph_.out);
+    rows_.resize(size_t(ggml_nelements(graph_.out)));
+    ggml_backend_tensor_get(graph_.out, rows_.data(), 0, ggml_nbytes(graph_.out));
+    return rows_.data();
 }
 
 }  // namespace pysa

@@ -30,7 +30,8 @@ class Stepper {
     size_t memory_bytes_ = 0;
     std::unique_ptr<uint8_t[]> memory_;
     std::unique_ptr<ggml_context, decltype(&ggml_free)> ctx_{nullptr, ggml_free};
-    StepGraph graph_;  // of the last step, still allocated: the next one of the same shape takes it again
+    std::vector<float> rows_;  // from a GPU
+    StepGraph graph_;          // of the last step, still allocated: the next one of the same shape takes it again
 };
 
 }  // namespace pysa

@@ -37,10 +37,11 @@ struct LayerWeights {
 };
 
 struct ModelWeights {
-    ggml_tensor * token_embd = nullptr;   // [n_embd, n_vocab]
-    ggml_tensor * rope_freqs = nullptr;   // [n_rot / 2]
-    ggml_tensor * output_norm = nullptr;  // [n_embd]
-    ggml_tensor * output = nullptr;       // [n_embd, n_vocab]; token_embd's data where the file ties them
+    ggml_tensor * token_embd = nullptr;      // [n_embd, n_vocab]
+    ggml_tensor * rope_freqs = nullptr;      // [n_rot / 2]
+    ggml_tensor * rope_freqs_gpu = nullptr;  // the same for layers on a GPU
+    ggml_tensor * output_norm = nullptr;     // [n_embd]
+    ggml_tensor * output = nullptr;          // [n_embd, n_vocab]; token_embd's data where the file ties them
     std::vector<LayerWeights> layers;
 };
 

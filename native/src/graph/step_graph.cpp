@@ -8,6 +8,8 @@ namespace pysa {
 
 namespace {
 
+bool is_on_gpu(const ggml_tensor * weight) { return !ggml_backend_buffer_is_host(weight->buffer); }
+
 int64_t size_of(const ggml_tensor * tensor) { return tensor ? tensor->ne[0] : 0; }
 
 // `n` of a tensor's rows along dimension `dim`, from row `first` on; the tensor itself if that is all of them.
@@ -41,12 +43,13 @@ ggml_tensor * StepGraphBuilder::linear(ggml_context * ctx, ggml_tensor * w, ggml
     return b ? ggml_add(ctx, y, b) : y;
 }
 
-ggml_tensor * StepGraphBuilder::rope(ggml_context * ctx, ggml_tensor * x) const {
+ggml_tensor * StepGraphBuilder::rope(ggml_context * ctx, ggml_tensor * x, bool on_gpu) const {
     const RopeParams & r = hp_.rope;
     if (r.kind == RopeKind::none) return x;
     const int mode = r.kind == RopeKind::neox ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL;
-    return ggml_rope_ext(ctx, x, positions_, weights_.rope_freqs, r.n_rot, mode, r.n_ctx_orig, r.freq_base,
-                         r.freq_scale, r.ext_factor, r.attn_factor, r.beta_fast, r.beta_slow);
+    ggml_tensor * freqs = on_gpu ? weights_.rope_freqs_gpu : weights_.rope_freqs;
+    return ggml_rope_ext(ctx, x, positions_, freqs, r.n_rot, mode, r.n_ctx_orig, r.freq_base, r.freq_scale,
+                         r.ext_factor, r.attn_factor, r.beta_fast, r.beta_slow);
 }
 
 // Full rows are written before attention reads them; ring rows after it, because they overwrite rows it still needs.
@@ -84,7 +87,7 @@ void StepGraphBuilder::write_rows(ggml_context * ctx, ggml_cgraph * gf, int32_t 
 
 ggml_tensor * StepGraphBuilder::query(ggml_context * ctx, const LayerWeights & w, ggml_tensor * x) const {
     ggml_tensor * q = ggml_reshape_3d(ctx, linear(ctx, w.wq, w.bq, x), hp_.n_embd_head_k, hp_.n_head, x->ne[1]);
-    return rope(ctx, w.q_norm ? norm(ctx, q, w.q_norm) : q);
+    return rope(ctx, w.q_norm ? norm(ctx, q, w.q_norm) : q, is_on_gpu(w.attn_norm));
 }
 
 StepGraphBuilder::Rows StepGraphBuilder::rows_of(ggml_context * ctx, const Lane & lane, const Rows & all) const {
@@ -111,13 +114,14 @@ ggml_tensor * StepGraphBuilder::attention_block(ggml_context * ctx, ggml_cgraph 
     }
     if (needs_k) {
         all.k = ggml_reshape_3d(ctx, linear(ctx, w.wk, w.bk, x), hp_.n_embd_head_k, hp_.n_head_kv, n_tokens_);
-        all.k = rope(ctx, w.k_norm ? norm(ctx, all.k, w.k_norm) : all.k);
+        all.k = rope(ctx, w.k_norm ? norm(ctx, all.k, w.k_norm) : all.k, is_on_gpu(w.attn_norm));
         all.k = ggml_permute(ctx, all.k, 0, 2, 1, 3);  // [n_embd_head_k, n_tokens, n_head_kv]
         ggml_build_forward_expand(gf, all.k);
     }
     all.v = ggml_reshape_3d(ctx, linear(ctx, w.wv, w.bv, x), hp_.n_embd_head_v, hp_.n_head_kv, n_tokens_);
     all.v = ggml_permute(ctx, all.v, 0, 2, 1, 3);
     ggml_build_forward_expand(gf, all.v);
+    mark(gf, is_on_gpu(w.attn_norm));
 
     ggml_tensor * out = nullptr;
     for (const Lane & lane : lanes_) {
@@ -130,7 +134,7 @@ ggml_tensor * StepGraphBuilder::attention_block(ggml_context * ctx, ggml_cgraph 
 
 // One lane's attention, its new rows written; null if it is not wanted.
 ggml_tensor * StepGraphBuilder::attend(ggml_context * ctx, ggml_cgraph * gf, int32_t il, const Lane & lane,
-                                       const Rows & rows, bool wanted) const {
+                                       const Rows & rows, bool wanted) {
     const SplitCache & cache = *lane.given.cache;
     const LayerLayout & layout = cache.layout().layers[il];
     ggml_tensor * q = layout.needs_q ? rows.q : nullptr;
@@ -149,6 +153,7 @@ ggml_tensor * StepGraphBuilder::attend(ggml_context * ctx, ggml_cgraph * gf, int
     }
     if (k) write_rows(ctx, gf, il, lane, true, false, k);
     write_rows(ctx, gf, il, lane, false, false, rows.v);
+    mark(gf, cache.is_on_device(il));
     return out;
 }
 
@@ -189,6 +194,8 @@ void StepGraphBuilder::reuse(const std::vector<StepLane> & lanes) {
 
 StepGraph StepGraphBuilder::begin(ggml_context * ctx, const std::vector<StepLane> & lanes) {
     lanes_.clear();
+    on_gpu_.clear();
+    embd_ = nullptr;
     n_tokens_ = n_out_ = 0;
     for (const StepLane & given : lanes) {
         Lane lane{given, shape(given), n_tokens_, nullptr, nullptr, nullptr};
@@ -216,26 +223,58 @@ ggml_tensor * StepGraphBuilder::layer(ggml_context * ctx, ggml_cgraph * gf, int3
     if (!cur) return nullptr;
     if (wanted.ids) x = ggml_get_rows(ctx, x, wanted.ids);
     x = ggml_add(ctx, cur, x);
-    return ggml_add(ctx, ffn_block(ctx, w, norm(ctx, x, w.ffn_norm)), x);
+    x = ggml_add(ctx, ffn_block(ctx, w, norm(ctx, x, w.ffn_norm)), x);
+    ggml_build_forward_expand(gf, x);
+    mark(gf, is_on_gpu(w.attn_norm));
+    return x;
 }
 
-ggml_tensor * StepGraphBuilder::result(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * x, StepOut out) const {
+void StepGraphBuilder::mark(ggml_cgraph * gf, bool on_gpu) { on_gpu_.resize(size_t(ggml_graph_n_nodes(gf)), on_gpu); }
+
+ggml_tensor * StepGraphBuilder::result(ggml_context * ctx, StepGraph & graph, ggml_tensor * x, StepOut out) {
     x = norm(ctx, x, weights_.output_norm);
     if (out == StepOut::logits) x = ggml_mul_mat(ctx, weights_.output, x);
     ggml_set_output(x);
-    ggml_build_forward_expand(gf, x);
+    ggml_build_forward_expand(graph.gf, x);
+    mark(graph.gf, is_on_gpu(weights_.output_norm));
+    graph.on_gpu = on_gpu_;
     return x;
+}
+
+// The embedding's weights stay with the host. A GPU is given the rows, so that its step is of one piece.
+ggml_tensor * StepGraphBuilder::embed(ggml_context * ctx) {
+    if (!is_on_gpu(weights_.layers.front().attn_norm)) return ggml_get_rows(ctx, weights_.token_embd, tokens_);
+    return embd_ = input_rows(ctx, n_tokens_);
+}
+
+void StepGraphBuilder::set_embeddings(const int32_t * tokens) {
+    if (!embd_ || !embd_->buffer) return;
+    const ggml_tensor * weight = weights_.token_embd;
+    const ggml_to_float_t to_float = ggml_get_type_traits(weight->type)->to_float;
+    embd_rows_.resize(size_t(n_tokens_) * size_t(hp_.n_embd));
+    for (int64_t i = 0; i < n_tokens_; ++i) {
+        const char * row = static_cast<const char *>(weight->data) + size_t(tokens[i]) * weight->nb[1];
+        float * to = &embd_rows_[size_t(i) * size_t(hp_.n_embd)];
+        if (weight->type == GGML_TYPE_F32) {
+            std::copy_n(reinterpret_cast<const float *>(row), hp_.n_embd, to);
+        } else {
+            to_float(row, to, hp_.n_embd);
+        }
+    }
+    ggml_backend_tensor_set(embd_, embd_rows_.data(), 0, ggml_nbytes(embd_));
 }
 
 StepGraph StepGraphBuilder::build(ggml_context * ctx, const std::vector<StepLane> & lanes, StepOut out) {
     StepGraph graph = begin(ctx, lanes);
     out_ = out;
-    ggml_tensor * x = ggml_get_rows(ctx, weights_.token_embd, tokens_);
+    ggml_tensor * x = embed(ctx);
     for (int32_t il = 0; il < hp_.n_layer; ++il) {
         x = layer(ctx, graph.gf, il, x, il == hp_.n_layer - 1 ? LayerOut{n_out_ > 0, out_ids_} : LayerOut{});
-        if (!x) return graph;
+        if (!x) break;
     }
-    graph.out = result(ctx, graph.gf, x, out);
+    graph.on_gpu = on_gpu_;
+    if (!x) return graph;
+    graph.out = result(ctx, graph, x, out);
     return graph;
 }
 
@@ -245,7 +284,7 @@ ggml_tensor * StepGraphBuilder::input_rows(ggml_context * ctx, int64_t n) const 
     return rows;
 }
 
-// What a layer begins with: the embedding, or what an earlier run left.
+// What a layer begins with: the embedding, or what an earlier run left. On the CPU: planning/trial.cpp asks for that.
 ggml_tensor * StepGraphBuilder::probe_input(ggml_context * ctx, StepProbe & probe, int32_t il) const {
     if (il == 0) return ggml_get_rows(ctx, weights_.token_embd, tokens_);
     return probe.given[il] = input_rows(ctx, n_tokens_);
@@ -272,11 +311,12 @@ StepGraph StepGraphBuilder::build_probe(ggml_context * ctx, const StepLane & lan
     return graph;
 }
 
-StepGraph StepGraphBuilder::build_logits(ggml_context * ctx, int64_t n_out, ggml_tensor *& hidden) const {
+StepGraph StepGraphBuilder::build_logits(ggml_context * ctx, int64_t n_out, ggml_tensor *& hidden) {
     StepGraph graph;
     graph.gf = ggml_new_graph_custom(ctx, step_graph_nodes(hp_), false);
     hidden = input_rows(ctx, n_out);
-    graph.out = result(ctx, graph.gf, hidden, StepOut::logits);
+    on_gpu_.clear();
+    graph.out = result(ctx, graph, hidden, StepOut::logits);
     return graph;
 }
 
@@ -299,6 +339,7 @@ void StepGraphBuilder::set_lane_values(ggml_tensor * tensor, int64_t LaneShape::
 
 void StepGraphBuilder::set_inputs(const int32_t * tokens) {
     if (tokens_->buffer) ggml_backend_tensor_set(tokens_, tokens, 0, ggml_nbytes(tokens_));
+    set_embeddings(tokens);
     set_lane_values(positions_, &LaneShape::n_tokens, [](const Lane & lane) { return lane.given.step.n_past; });
     set_lane_values(out_ids_, &LaneShape::n_out,
                     [](const Lane & lane) { return lane.first_token + lane.shape.n_tokens - lane.shape.n_out; });

@@ -15,6 +15,7 @@ namespace pysa {
 struct StepGraph {
     ggml_cgraph * gf = nullptr;
     ggml_tensor * out = nullptr;  // f32 [n_vocab or n_embd, n_out]; null if n_out is 0
+    std::vector<bool> on_gpu;     // of each node: whether it goes with weights or rows on a GPU
 };
 
 // What of the last tokens is wanted: scores of the next token, or what the scores are made from.
@@ -74,7 +75,7 @@ class StepGraphBuilder {
     // No logits; `probe` says from which layer on, and takes the tensors.
     StepGraph build_probe(ggml_context * ctx, const StepLane & lane, StepProbe & probe);
     // Logits of n_out rows of StepProbe::hidden, which `hidden` is for; no attention, no set_inputs().
-    StepGraph build_logits(ggml_context * ctx, int64_t n_out, ggml_tensor *& hidden) const;
+    StepGraph build_logits(ggml_context * ctx, int64_t n_out, ggml_tensor *& hidden);
 
     // Whether the graph built last serves this step too. If so, reuse() takes the place of building and allocating it.
     bool can_reuse(const std::vector<StepLane> & lanes, StepOut out) const;
@@ -106,20 +107,24 @@ class StepGraphBuilder {
     Rows rows_of(ggml_context * ctx, const Lane & lane, const Rows & all) const;
     ggml_tensor * input_rows(ggml_context * ctx, int64_t n) const;
     ggml_tensor * probe_input(ggml_context * ctx, StepProbe & probe, int32_t il) const;
-    ggml_tensor * query(ggml_context * ctx, const LayerWeights & w, ggml_tensor * x) const;
+    ggml_tensor * query(ggml_context * ctx, const LayerWeights & w, ggml_tensor * x) const;  // with RoPE
     // The layer's output for input x; null if it is not wanted.
     ggml_tensor * layer(ggml_context * ctx, ggml_cgraph * gf, int32_t il, ggml_tensor * x, const LayerOut & wanted);
-    ggml_tensor * result(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * x, StepOut out) const;
+    ggml_tensor * result(ggml_context * ctx, StepGraph & graph, ggml_tensor * x, StepOut out);
     void set_lane_values(ggml_tensor * tensor, int64_t LaneShape::* count, int64_t (*first)(const Lane &));
     template <class Row> void set_rows(ggml_tensor * tensor, Row row);
     ggml_tensor * input(ggml_context * ctx, ggml_type type, int64_t n);
     ggml_tensor * norm(ggml_context * ctx, ggml_tensor * x, ggml_tensor * weight) const;
     ggml_tensor * linear(ggml_context * ctx, ggml_tensor * w, ggml_tensor * b, ggml_tensor * x) const;
-    ggml_tensor * rope(ggml_context * ctx, ggml_tensor * x) const;
+    ggml_tensor * rope(ggml_context * ctx, ggml_tensor * x, bool on_gpu) const;
+    ggml_tensor * embed(ggml_context * ctx);
+    void set_embeddings(const int32_t * tokens);
+    // Nodes added to the graph since the last mark go where `on_gpu` says.
+    void mark(ggml_cgraph * gf, bool on_gpu);
     ggml_tensor * attention_block(ggml_context * ctx, ggml_cgraph * gf, int32_t il, ggml_tensor * x,
                                   const LayerOut & wanted);
     ggml_tensor * attend(ggml_context * ctx, ggml_cgraph * gf, int32_t il, const Lane & lane, const Rows & rows,
-                         bool wanted) const;
+                         bool wanted);
     ggml_tensor * ffn_block(ggml_context * ctx, const LayerWeights & w, ggml_tensor * x) const;
     void write_rows(ggml_context * ctx, ggml_cgraph * gf, int32_t il, const Lane & lane, bool is_key, bool to_full,
                     ggml_tensor * cur) const;
@@ -131,10 +136,13 @@ class StepGraphBuilder {
     int64_t n_tokens_ = 0, n_out_ = 0;   // of all lanes
     StepProbe * probe_ = nullptr;        // while build_probe() runs
     ggml_tensor * tokens_ = nullptr;     // i32 [n_tokens]
+    ggml_tensor * embd_ = nullptr;       // f32 [n_embd, n_tokens]: instead of tokens_ where the first layer is on a GPU
     ggml_tensor * positions_ = nullptr;  // i32 [n_tokens]
     ggml_tensor * out_ids_ = nullptr;    // i32 [n_out]
     std::vector<int32_t> ids_;           // what inputs are filled from, kept to avoid allocations
     std::vector<int64_t> rows_;
+    std::vector<float> embd_rows_;
+    std::vector<bool> on_gpu_;
 };
 
 }  // namespace pysa

@@ -65,8 +65,8 @@ std::vector<ggml_backend_buffer_type_t> repack_types(ggml_backend_dev_t cpu) {
     return types;
 }
 
-// Whether the CPU multiplies by a weight of this type and shape when it lies in `buft`.
-bool can_multiply(ggml_backend_dev_t cpu, ggml_backend_buffer_type_t buft, const GgufTensor & tensor) {
+// Whether a device multiplies by a weight of this type and shape when it lies in `buft`.
+bool can_multiply(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft, const GgufTensor & tensor) {
     ggml_init_params params = {4 * ggml_tensor_overhead(), nullptr, true};
     std::unique_ptr<ggml_context, decltype(&ggml_free)> ctx(ggml_init(params), ggml_free);
     std::unique_ptr<ggml_backend_buffer, decltype(&ggml_backend_buffer_free)> buffer(
@@ -75,21 +75,36 @@ bool can_multiply(ggml_backend_dev_t cpu, ggml_backend_buffer_type_t buft, const
     ggml_tensor * weight = ggml_new_tensor_2d(ctx.get(), tensor.type, tensor.ne[0], tensor.ne[1]);
     ggml_tensor * input = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, tensor.ne[0], 512);
     weight->buffer = buffer.get();
-    const bool supported = ggml_backend_dev_supports_op(cpu, ggml_mul_mat(ctx.get(), weight, input));
+    const bool supported = ggml_backend_dev_supports_op(device, ggml_mul_mat(ctx.get(), weight, input));
     weight->buffer = nullptr;
     return supported;
+}
+
+// The GPU's memory, if it computes with the tensor there; else the host's.
+ggml_backend_buffer_type_t gpu_type(const Gpu & gpu, const TensorSpec & spec, const GgufTensor & tensor) {
+    ggml_backend_buffer_type_t type = gpu.buffer_type();
+    if (spec.use == WeightUse::multiply && !can_multiply(ggml_backend_buft_get_device(type), type, tensor))
+        return ggml_backend_cpu_buffer_type();
+    return type;
 }
 
 }  // namespace
 
 Weights::Weights(std::shared_ptr<const GgufFile> file, const HParams & hp, bool pruned, WeightOptions options)
     : file_(std::move(file)) {
-    const std::vector<TensorSpec> specs = tensor_specs(find_arch(hp.arch), hp, model_);
+    std::vector<TensorSpec> specs = tensor_specs(find_arch(hp.arch), hp, model_);
     check_tensors(*file_, specs, pruned);
-    load(specs, options);
+    for (size_t i = 0; options.gpu && i < specs.size(); ++i)
+        if (specs[i].place == &model_.rope_freqs) {
+            TensorSpec copy = specs[i];
+            copy.place = &model_.rope_freqs_gpu;
+            copy.il = hp.n_layer;
+            specs.push_back(copy);
+        }
+    load(specs, hp, options);
 }
 
-void Weights::load(const std::vector<TensorSpec> & specs, WeightOptions options) {
+void Weights::load(const std::vector<TensorSpec> & specs, const HParams & hp, const WeightOptions & options) {
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     ggml_backend_buffer_type_t plain = ggml_backend_dev_buffer_type(cpu);
     const std::vector<ggml_backend_buffer_type_t> repacked =
@@ -106,7 +121,10 @@ void Weights::load(const std::vector<TensorSpec> & specs, WeightOptions options)
             tied_output ? file_->find_tensor("token_embd.weight") : file_->find_tensor(spec.name);
         if (!tensor || spec.presence == Presence::absent) continue;
         ggml_backend_buffer_type_t type = plain;
-        if (spec.use == WeightUse::multiply) {
+        const bool is_output = spec.name.rfind("output", 0) == 0;
+        const int32_t il = is_output ? hp.n_layer : spec.il;
+        if (options.gpu && il >= options.first_gpu_layer && il >= 0) type = gpu_type(*options.gpu, spec, *tensor);
+        if (spec.use == WeightUse::multiply && type == plain) {
             for (ggml_backend_buffer_type_t candidate : repacked)
                 if (type == plain && can_multiply(cpu, candidate, *tensor)) type = candidate;
         }
@@ -133,11 +151,13 @@ void Weights::load(const std::vector<TensorSpec> & specs, WeightOptions options)
             buffers_.emplace_back(ggml_backend_alloc_ctx_tensors_from_buft(ctx, type));
             if (!buffers_.back())
                 throw DeviceError(file_->path() + ": out of memory: cannot hold the weights in " +
-                                  ggml_backend_buft_name(type));
+                                  ggml_backend_buft_name(type) +
+                                  (options.gpu ? "; choose fewer n_gpu_layers, or -1 for as many as fit" : ""));
             for (const Entry & entry : entries) {
                 ggml_backend_tensor_set(*entry.place, file_->tensor_data(*entry.from), 0, entry.from->size_bytes);
                 file_->release(*entry.from);
                 copied_bytes_ += int64_t(entry.from->size_bytes);
+                if (!ggml_backend_buft_is_host(type)) device_bytes_ += int64_t(entry.from->size_bytes);
             }
         }
         ggml_backend_buffer_set_usage(buffers_.back().get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);

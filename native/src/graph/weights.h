@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "device/gpu.h"
 #include "file/gguf_file.h"
 #include "ggml-backend.h"
 #include "graph/arch_table.h"
@@ -15,6 +16,8 @@ namespace pysa {
 struct WeightOptions {
     bool use_mmap = true;
     bool use_repack = true;  // ggml's CPU layouts for fast matrix products, as llama.cpp uses them
+    const Gpu * gpu = nullptr;
+    int32_t first_gpu_layer = 0;  // n_layer: the output alone
 };
 
 class Weights {
@@ -25,6 +28,7 @@ class Weights {
     const ModelWeights & model() const { return model_; }
     int64_t size_bytes() const { return size_bytes_; }      // all tensors
     int64_t copied_bytes() const { return copied_bytes_; }  // of these, not mapped from the file
+    int64_t device_bytes() const { return device_bytes_; }  // of these, on a GPU
 
   private:
     struct ContextDeleter {
@@ -34,7 +38,7 @@ class Weights {
         void operator()(ggml_backend_buffer * buffer) const { ggml_backend_buffer_free(buffer); }
     };
 
-    void load(const std::vector<TensorSpec> & specs, WeightOptions options);
+    void load(const std::vector<TensorSpec> & specs, const HParams & hp, const WeightOptions & options);
 
     std::shared_ptr<const GgufFile> file_;  // keeps the mapping alive
     ModelWeights model_;
@@ -42,6 +46,7 @@ class Weights {
     std::vector<std::unique_ptr<ggml_backend_buffer, BufferDeleter>> buffers_;
     int64_t size_bytes_ = 0;
     int64_t copied_bytes_ = 0;
+    int64_t device_bytes_ = 0;
 };
 
 }  // namespace pysa

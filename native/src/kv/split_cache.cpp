@@ -3,6 +3,7 @@
 #include <string>
 
 #include "base/huge_pages.h"
+#include "device/gpu.h"
 #include "ggml-alloc.h"
 #include "ggml-cpu.h"
 #include "pysa/error.h"
@@ -12,39 +13,52 @@ namespace pysa {
 namespace {
 
 constexpr size_t n_most_checkpoints = 32;
+// Reading a device's memory costs by the piece, so rows are logged some tokens before they are overwritten.
+constexpr int64_t n_log_ahead = 64;
 constexpr int64_t n_most_windows =
     4;  // what their rows may take; the newest one is kept whatever it takes, a window at most
 
+// A head's rows, to where there is room for more of them; within a device if both are there.
+void copy_head(ggml_tensor * from, ggml_tensor * to, int64_t head) {
+    if (ggml_backend_buffer_is_host(from->buffer)) {
+        ggml_backend_tensor_set(to, static_cast<const uint8_t *>(from->data) + head * from->nb[2], head * to->nb[2],
+                                from->nb[2]);
+        return;
+    }
+    std::unique_ptr<ggml_context, decltype(&ggml_free)> ctx(ggml_init({2 * ggml_tensor_overhead(), nullptr, true}),
+                                                            ggml_free);
+    const auto rows = [&](ggml_tensor * of) {
+        ggml_tensor * view = ggml_view_2d(ctx.get(), of, of->ne[0], from->ne[1], of->nb[1], head * of->nb[2]);
+        ggml_backend_view_init(view);
+        return view;
+    };
+    ggml_backend_tensor_copy(rows(from), rows(to));
+}
+
 // Rows not yet written become zeros: weights of zero are multiplied by them, so they must be finite.
-void keep_rows(const ggml_tensor * from, ggml_tensor * to, bool is_zero) {
+void keep_rows(ggml_tensor * from, ggml_tensor * to, bool is_zero) {
     if (!to) return;
     const size_t n_kept = from ? from->nb[2] : 0;  // bytes of a head
-    const bool is_host = from && ggml_backend_buffer_is_host(from->buffer);
-    std::vector<uint8_t> copy(is_host ? 0 : n_kept);
     for (int64_t head = 0; head < to->ne[2]; ++head) {
-        const void * kept = copy.data();
-        if (is_host) {
-            kept = static_cast<const uint8_t *>(from->data) + head * n_kept;
-        } else if (from) {
-            ggml_backend_tensor_get(from, copy.data(), head * n_kept, n_kept);
-        }
-        ggml_backend_tensor_set(to, kept, head * to->nb[2], n_kept);
+        if (from) copy_head(from, to, head);
         if (!is_zero) ggml_backend_tensor_memset(to, 0, head * to->nb[2] + n_kept, to->nb[2] - n_kept);
     }
 }
 
 }  // namespace
 
-SplitCache::SplitCache(const HParams & hp, CacheLayout layout, CacheTypes types, ggml_backend_buffer_type_t buft,
-                       int64_t n_ctx)
-    : hp_(hp), layout_(std::move(layout)), types_(types), buft_(buft), n_ctx_(n_ctx) {
+SplitCache::SplitCache(const HParams & hp, CacheLayout layout, CacheTypes types,
+                       std::vector<ggml_backend_buffer_type_t> buffer_types, int64_t n_ctx)
+    : hp_(hp), layout_(std::move(layout)), types_(types), buffer_types_(std::move(buffer_types)), n_ctx_(n_ctx) {
     ring_.n_sink = layout_.n_sink;
     ring_.n_recent = layout_.n_recent;
     ring_.n_rows = layout_.window_rows();
     layers_.resize(layout_.layers.size());
 }
 
-SplitCache::Layer SplitCache::allocate_layer(const LayerLayout & layout, int64_t n_rows) const {
+SplitCache::Layer SplitCache::allocate_layer(size_t il, int64_t n_rows) const {
+    const LayerLayout & layout = layout_.layers[il];
+    const ggml_backend_buffer_type_t type = buffer_types_[il];
     Layer layer;
     layer.n_rows = n_rows;
     ggml_init_params params = {4 * ggml_tensor_overhead(), nullptr, true};
@@ -61,11 +75,11 @@ SplitCache::Layer SplitCache::allocate_layer(const LayerLayout & layout, int64_t
     layer.tensors.v_ring = make(types_.v, hp_.n_embd_head_v, n_window, layout.n_v_ring);
     if (ggml_get_first_tensor(layer.ctx.get()) == nullptr) return layer;
 
-    place_tensors(layer);
+    place_tensors(layer, type);
     if (!layer.buffer) {
         throw DeviceError("KV cache: out of memory: expected room for " + std::to_string(n_rows) +
-                          " positions, got a failed allocation on " + ggml_backend_buft_name(buft_) +
-                          "; choose a smaller n_ctx or a smaller cache type");
+                          " positions, got a failed allocation on " + ggml_backend_buft_name(type) + "; " +
+                          advice(type));
     }
     if (ggml_backend_buffer_is_host(layer.buffer.get()))
         prefer_huge_pages(ggml_backend_buffer_get_base(layer.buffer.get()),
@@ -73,23 +87,44 @@ SplitCache::Layer SplitCache::allocate_layer(const LayerLayout & layout, int64_t
     return layer;
 }
 
-void SplitCache::place_tensors(Layer & layer) const {
+void SplitCache::place_tensors(Layer & layer, ggml_backend_buffer_type_t type) const {
     ggml_context * ctx = layer.ctx.get();
-    if (buft_ == ggml_backend_cpu_buffer_type()) {
-        const size_t n_align = ggml_backend_buft_get_alignment(buft_);
-        size_t n_bytes = 0;
-        for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t))
-            n_bytes += GGML_PAD(ggml_backend_buft_get_alloc_size(buft_, t), n_align);
+    const size_t n_align = ggml_backend_buft_get_alignment(type);
+    size_t n_bytes = 0;
+    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t))
+        n_bytes += GGML_PAD(ggml_backend_buft_get_alloc_size(type, t), n_align);
+    if (!ggml_backend_buft_is_host(type) && int64_t(n_bytes) > Gpu::room(type) - n_kept_free_) return;
+    if (type == ggml_backend_cpu_buffer_type()) {
         layer.pages = Pages(n_bytes);
         if (layer.pages.data()) layer.buffer.reset(ggml_backend_cpu_buffer_from_ptr(layer.pages.data(), n_bytes));
     }
     if (!layer.buffer) {
-        layer.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft_));
+        layer.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx, type));
         return;
     }
     ggml_tallocr place = ggml_tallocr_new(layer.buffer.get());
     for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t))
         if (ggml_tallocr_alloc(&place, t) != GGML_STATUS_SUCCESS) return layer.buffer.reset();
+}
+
+// What to do about a full device: how many positions there would be room for, were all layers' rows on it grown alike.
+std::string SplitCache::advice(ggml_backend_buffer_type_t type) const {
+    if (ggml_backend_buft_is_host(type)) return "choose a smaller n_ctx or a smaller cache type";
+    int64_t n_held = 0, n_row = 0,
+            n_most = 0;  // bytes: of all its layers, of a position in them, in the largest of them
+    for (size_t il = 0; il < layers_.size(); ++il) {
+        if (buffer_types_[il] != type) continue;
+        const LayerLayout & layout = layout_.layers[il];
+        const int64_t row = layout.n_k_full * row_bytes_k() + layout.n_v_full * row_bytes_v();
+        n_row += row;
+        n_most = std::max(n_most, row);
+        if (layers_[il].buffer) n_held += int64_t(ggml_backend_buffer_get_size(layers_[il].buffer.get()));
+    }
+    const int64_t n_window = std::min(ring_.n_rows, n_ctx_) * ring_row_bytes();
+    const int64_t n_fit =
+        std::max<int64_t>(0, n_held + Gpu::room(type) - n_kept_free_ - n_window) / std::max<int64_t>(1, n_row + n_most);
+    return "choose an n_ctx of at most " + std::to_string(n_fit / n_block * n_block) +
+           ", a smaller cache type, fewer n_gpu_layers, or kv_offload off";
 }
 
 void SplitCache::reserve(int64_t n) {
@@ -104,7 +139,7 @@ void SplitCache::reserve(int64_t n) {
         const LayerLayout & layout = layout_.layers[il];
         const bool only_rings = layout.n_k_full + layout.n_v_full == 0;
         if (only_rings && old.n_rows >= ring_.n_rows) continue;
-        Layer grown = allocate_layer(layout, n_rows);
+        Layer grown = allocate_layer(il, n_rows);
         const bool is_zero = grown.pages.data() != nullptr;
         keep_rows(old.tensors.k_full, grown.tensors.k_full, is_zero);
         keep_rows(old.tensors.v_full, grown.tensors.v_full, is_zero);
@@ -172,10 +207,17 @@ void SplitCache::undo() {
     log_.release();
 }
 
+bool SplitCache::reads_are_slow() const {
+    for (size_t il = 0; il < layers_.size(); ++il)
+        if (is_on_device(int32_t(il))) return true;
+    return false;
+}
+
 void SplitCache::log_overwritten(int64_t n) {
     if (log_.is_idle() || !layout_.has_ring()) return;
     log_.held_overwritten(n_past_ + n);
-    const int64_t end = std::min(n_past_, n_past_ + n - ring_.n_ring());
+    const int64_t n_ahead = reads_are_slow() ? n_log_ahead : 0;
+    const int64_t end = std::min(n_past_, n_past_ + n + n_ahead - ring_.n_ring());
     for (LoggedRows & rows : log_.missing(ring_.oldest_held(), end)) {
         rows.n_stored = rows.n;
         rows.bytes.resize(size_t(rows.n * ring_row_bytes()));
@@ -206,6 +248,14 @@ int64_t SplitCache::ring_row_bytes() const {
     for (const LayerLayout & layer : layout_.layers)
         total += layer.n_k_ring * row_bytes_k() + layer.n_v_ring * row_bytes_v();
     return total;
+}
+
+int64_t SplitCache::device_bytes() const {
+    int64_t n = 0;
+    for (size_t il = 0; il < layers_.size(); ++il)
+        if (layers_[il].buffer && is_on_device(int32_t(il)))
+            n += int64_t(ggml_backend_buffer_get_size(layers_[il].buffer.get()));
+    return n;
 }
 
 CacheBytes SplitCache::allocated() const {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "base/pages.h"
@@ -33,8 +34,9 @@ class SplitCache {
   public:
     static constexpr int64_t n_block = 256;  // rows
 
-    SplitCache(const HParams & hp, CacheLayout layout, CacheTypes types, ggml_backend_buffer_type_t buft,
-               int64_t n_ctx);
+    // buffer_types: of each layer.
+    SplitCache(const HParams & hp, CacheLayout layout, CacheTypes types,
+               std::vector<ggml_backend_buffer_type_t> buffer_types, int64_t n_ctx);
 
     const CacheLayout & layout() const { return layout_; }
     const CacheTypes & types() const { return types_; }
@@ -43,8 +45,12 @@ class SplitCache {
     int64_t n_past() const { return n_past_; }
     int64_t n_rows() const { return n_rows_; }
     int64_t n_window_rows() const { return std::min(ring_.n_rows, n_rows_); }
+    // Whether a layer's rows are in a device's memory instead of the host's.
+    bool is_on_device(int32_t il) const { return !ggml_backend_buft_is_host(buffer_types_[il]); }
     uint64_t generation() const { return generation_; }  // another one: other tensors
 
+    // Bytes of a device's memory that reserve() leaves for what else a step needs there.
+    void keep_free(int64_t n_bytes) { n_kept_free_ = n_bytes; }
     // Makes room for positions [0, n). DeviceError if memory is not to be had; the rows held stay as they are.
     void reserve(int64_t n);
     // Positions [0, n_past + n) hold rows now.
@@ -71,6 +77,7 @@ class SplitCache {
     RingLog & log() { return log_; }
 
     CacheBytes allocated() const;
+    int64_t device_bytes() const;  // of these, in a device's memory
     int64_t row_bytes_k() const { return int64_t(ggml_row_size(types_.k, hp_.n_embd_head_k)); }
     int64_t row_bytes_v() const { return int64_t(ggml_row_size(types_.v, hp_.n_embd_head_v)); }
 
@@ -124,19 +131,22 @@ class SplitCache {
     };
 
     void return_to(const Checkpoint & checkpoint);
-    Layer allocate_layer(const LayerLayout & layout, int64_t n_rows) const;  // the rows are not yet set
-    void place_tensors(Layer & layer) const;                                 // layer.buffer is null if that fails
+    bool reads_are_slow() const;
+    Layer allocate_layer(size_t il, int64_t n_rows) const;                     // the rows are not yet set
+    void place_tensors(Layer & layer, ggml_backend_buffer_type_t type) const;  // layer.buffer is null if that fails
+    std::string advice(ggml_backend_buffer_type_t type) const;
 
     const HParams hp_;
     const CacheLayout layout_;
     const CacheTypes types_;
-    const ggml_backend_buffer_type_t buft_;
+    const std::vector<ggml_backend_buffer_type_t> buffer_types_;
     const int64_t n_ctx_;
     Ring ring_;
     std::vector<Layer> layers_;
     int64_t n_past_ = 0;
     int64_t n_rows_ = 0;
     uint64_t generation_ = 0;
+    int64_t n_kept_free_ = 0;
     RingLog log_;
 };
 

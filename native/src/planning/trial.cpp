@@ -69,6 +69,10 @@ void give_rows(ggml_tensor * tensor, const std::vector<float> & from, int64_t fi
     if (tensor->buffer) ggml_backend_tensor_set(tensor, from.data() + first * tensor->ne[0], 0, ggml_nbytes(tensor));
 }
 
+std::vector<ggml_backend_buffer_type_t> host_layers(const HParams & hp) {
+    return std::vector<ggml_backend_buffer_type_t>(size_t(hp.n_layer), ggml_backend_cpu_buffer_type());
+}
+
 }  // namespace
 
 class Trial::Impl {
@@ -114,11 +118,14 @@ Trial::Impl::Impl(std::shared_ptr<const Model> model, const TrialParams & params
     : model_(std::move(model)), hp_(model_->hparams()), params_(params), tokens_(std::move(tokens)),
       compute_(model_->n_threads(), 2 * step_graph_nodes(hp_)),
       work_(hp_, make_cache_layout(dense_plan(hp_), hp_, 0), parse_cache_types(params.type_k, params.type_v, hp_),
-            compute_.cache_buffer_type(), int64_t(tokens_.size())),
-      kept_cache_(hp_, make_cache_layout(dense_plan(hp_), hp_, 0), work_.types(), compute_.cache_buffer_type(),
+            host_layers(hp_), int64_t(tokens_.size())),
+      kept_cache_(hp_, make_cache_layout(dense_plan(hp_), hp_, 0), work_.types(), host_layers(hp_),
                   int64_t(tokens_.size())) {
     model_->check_process();
     const auto refuse = [](const std::string & fault) { throw ArgumentError("trial: " + fault); };
+    if (model_->n_gpu_layers() > 0)
+        refuse("device: expected a model on the CPU, got one on " + model_->device_name() +
+               "; open it with device=\"cpu\"");
     const int64_t n = int64_t(tokens_.size());
     if (n < 2) refuse("tokens: expected at least 2, got " + std::to_string(n));
     for (size_t i = 0; i < tokens_.size(); ++i)
@@ -232,7 +239,7 @@ void Trial::Impl::logits(const int64_t * positions, int64_t n, float * out, cons
         if (positions[i] < 0 || positions[i] >= int64_t(tokens_.size()))
             throw ArgumentError("trial: positions[" + std::to_string(i) + "]: expected 0 to " +
                                 std::to_string(tokens_.size() - 1) + ", got " + std::to_string(positions[i]));
-    const StepGraphBuilder builder(hp_, model_->weights().model());
+    StepGraphBuilder builder(hp_, model_->weights().model());
     for (int64_t begin = 0; begin < n; begin += n_logits_rows) {
         const int64_t n_rows = std::min(n_logits_rows, n - begin);
         ggml_tensor * hidden = nullptr;

@@ -1,0 +1,10 @@
+#include "cuda/decode_instances.h"
+
+namespace pysa::gpu {
+inline namespace PYSA_GPU_FLAVOUR {
+
+template const char * launch_score<RowType::bf16>(const Call &, int, void *);
+template const char * launch_weigh<RowType::bf16>(const Call &, int, void *);
+
+}  // namespace PYSA_GPU_FLAVOUR
+}  // namespace pysa::gpu

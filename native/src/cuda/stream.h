@@ -1,0 +1,11 @@
+// The stream in which ggml's CUDA backend works, so that our kernels queue up with its own.
+#pragma once
+
+#include "ggml-backend.h"
+
+namespace pysa {
+
+// A cudaStream_t; its device is the current one afterwards.
+void * cuda_stream_of(ggml_backend_t backend);
+
+}  // namespace pysa

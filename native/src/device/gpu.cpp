@@ -1,0 +1,148 @@
+#include "device/gpu.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+
+#include "base/log.h"
+#include "pysa/error.h"
+#ifdef PYSA_CUDA
+#include "cuda/lazy_libraries.h"
+#include "cuda/stream.h"
+#endif
+#ifdef PYSA_EMULATOR
+#include "device/emulated_gpu.h"
+#endif
+
+namespace pysa {
+
+namespace {
+
+[[maybe_unused]] bool kernels_are_wanted() {
+    const char * value = std::getenv("PYSA_GPU_KERNELS");
+    return proxy_is_supported() && !(value && std::strcmp(value, "0") == 0);
+}
+
+bool is_gpu(ggml_backend_dev_t device) {
+    const auto type = ggml_backend_dev_type(device);
+    return type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+}
+
+[[maybe_unused]] std::string backend_of(ggml_backend_dev_t device) {
+    return ggml_backend_reg_name(ggml_backend_dev_backend_reg(device));
+}
+
+std::unique_ptr<Gpu> make_gpu(ggml_backend_dev_t device) {
+    const gpu::AttnKernels * kernels = nullptr;
+    StreamOf stream_of = nullptr;
+#ifdef PYSA_CUDA
+    if (backend_of(device) == "CUDA") {
+        if (!missing_cuda_library().empty()) return nullptr;  // its functions would end the process
+        if (kernels_are_wanted()) kernels = &gpu::cuda_attn_kernels(), stream_of = &cuda_stream_of;
+    }
+#endif
+    return std::make_unique<Gpu>(device, kernels, stream_of);
+}
+
+}  // namespace
+
+Gpu::Gpu(ggml_backend_dev_t device, const gpu::AttnKernels * kernels, StreamOf stream_of)
+    : device_(device), kernels_(kernels), name_(ggml_backend_dev_name(device)) {
+    if (kernels_) proxy_ = std::make_unique<ProxyDevice>(device, stream_of);
+}
+
+const std::vector<std::unique_ptr<Gpu>> & Gpu::all() {
+    static const std::vector<std::unique_ptr<Gpu>> gpus = [] {
+        init_logging();
+        std::vector<std::unique_ptr<Gpu>> found;
+        for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+            ggml_backend_dev_t device = ggml_backend_dev_get(i);
+            if (!is_gpu(device)) continue;
+            if (std::unique_ptr<Gpu> gpu = make_gpu(device)) found.push_back(std::move(gpu));
+        }
+#ifdef PYSA_EMULATOR
+        if (ggml_backend_dev_t device = emulated_device()) {
+            const gpu::AttnKernels * kernels = kernels_are_wanted() ? &gpu::emulated_attn_kernels() : nullptr;
+            found.push_back(std::make_unique<Gpu>(device, kernels, nullptr));
+            found.back()->is_chosen_by_name = true;
+        }
+#endif
+        return found;
+    }();
+    return gpus;
+}
+
+const Gpu * Gpu::find(const std::string & name) {
+    if (name == "cpu") return nullptr;
+    if (name == "auto") {
+        const Gpu * best = nullptr;
+        const auto rank = [](const DeviceInfo & info) { return std::make_pair(!info.is_integrated, info.free_bytes); };
+        for (const auto & gpu : all())
+            if (!gpu->is_chosen_by_name && (!best || rank(gpu->info()) > rank(best->info()))) best = gpu.get();
+        return best;
+    }
+    std::string names = "auto, cpu";
+    for (const auto & gpu : all()) {
+        if (gpu->name() == name) return gpu.get();
+        names += ", " + gpu->name();
+    }
+    const std::string why = device_support();
+    throw DeviceError("device: expected one of " + names + ", got \"" + name + "\"" + (why.empty() ? "" : "; " + why));
+}
+
+DeviceInfo Gpu::info() const {
+    DeviceInfo info;
+    info.name = name_;
+    info.description = ggml_backend_dev_description(device_);
+    info.attention = kernels_ ? "fused" : "composed";
+    info.is_integrated = ggml_backend_dev_type(device_) == GGML_BACKEND_DEVICE_TYPE_IGPU;
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(device_, &free, &total);
+    info.free_bytes = int64_t(free);
+    info.total_bytes = int64_t(total);
+    return info;
+}
+
+int64_t Gpu::free_bytes() const { return info().free_bytes; }
+
+int64_t Gpu::room(ggml_backend_buffer_type_t type) {
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(ggml_backend_buft_get_device(type), &free, &total);
+    return int64_t(free) - std::min(reserve_bytes, int64_t(total) / 16);
+}
+
+ggml_backend_t Gpu::start() const {
+    ggml_backend_t backend = proxy_ ? proxy_->start() : ggml_backend_dev_init(device_, nullptr);
+    if (!backend) throw DeviceError(name_ + ": cannot be started: " + take_logged_errors());
+    return backend;
+}
+
+std::vector<DeviceInfo> list_devices() {
+    std::vector<DeviceInfo> infos;
+    for (const auto & gpu : Gpu::all()) infos.push_back(gpu->info());
+    return infos;
+}
+
+std::string device_support() {
+    if (!Gpu::all().empty()) return "";
+#ifdef PYSA_CUDA
+    const std::string missing = missing_cuda_library();
+    return missing.empty() ? "this build has CUDA, but found no GPU"
+                           : "this build has CUDA, but cannot use it: " + missing;
+#elif defined(PYSA_VULKAN)
+    return "this build has Vulkan, but found no GPU";
+#else
+    return "this build has no GPU backend; build with -C cmake.define.PYSA_CUDA=ON, or PYSA_VULKAN=ON";
+#endif
+}
+
+void add_device_library_dirs(const std::vector<std::string> & dirs) {
+#ifdef PYSA_CUDA
+    add_cuda_library_dirs(dirs);
+#else
+    (void)dirs;
+#endif
+}
+
+}  // namespace pysa

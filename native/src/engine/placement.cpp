@@ -1,0 +1,100 @@
+#include "engine/placement.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "kv/cache_layout.h"
+#include "kv/cache_types.h"
+#include "pysa/error.h"
+
+namespace pysa {
+
+namespace {
+
+// The layer that a tensor is of; n_layer: of the output; -1: of what stays with the CPU.
+int32_t layer_of(const std::string & name, int32_t n_layer) {
+    if (name.rfind("blk.", 0) == 0) return std::atoi(name.c_str() + 4);
+    return name.rfind("output", 0) == 0 ? n_layer : -1;
+}
+
+// Bytes of each layer's tensors, the output's last.
+std::vector<int64_t> weight_bytes(const GgufFile & file, int32_t n_layer) {
+    std::vector<int64_t> bytes(size_t(n_layer) + 1, 0);
+    for (const GgufTensor & tensor : file.tensors()) {
+        const int32_t il = layer_of(tensor.name, n_layer);
+        if (il >= 0 && il <= n_layer) bytes[size_t(il)] += int64_t(tensor.size_bytes);
+    }
+    const GgufTensor * embd = file.find_tensor("token_embd.weight");
+    if (!file.find_tensor("output.weight") && embd) bytes.back() += int64_t(embd->size_bytes);
+    return bytes;
+}
+
+// Of a step: activations, and the scores that are kept while it runs.
+int64_t step_bytes(const HParams & hp, const SharingPlan & plan, int64_t n_ctx, int64_t n_ubatch) {
+    const int64_t n = std::min<int64_t>(n_ubatch, n_ctx), n_slots = make_attn_table(plan, hp).n_slots;
+    const int64_t one_token = 4 * n_ctx * (hp.n_head + n_slots);
+    const int64_t shared = std::min<int64_t>(SessionParams().distant_budget_bytes, n_slots * n * n_ctx * 17 / 8);
+    return activation_bytes(hp, n) + one_token + shared;
+}
+
+}  // namespace
+
+int64_t activation_bytes(const HParams & hp, int64_t n_tokens) {
+    const int64_t n_q = int64_t(hp.n_head) * hp.n_embd_head_k;
+    const int64_t widest = std::max<int64_t>(4 * hp.n_embd + 4 * n_q, 3 * hp.n_embd + 4 * int64_t(hp.n_ff));
+    return 6 * n_tokens * widest + 8 * int64_t(hp.n_vocab);
+}
+
+Placement place_layers(const GgufFile & file, const HParams & hp, const SharingPlan & plan,
+                       const ModelParams & params) {
+    if (params.n_gpu_layers < -1)
+        throw ArgumentError("n_gpu_layers: expected -1 (as many as fit) or more, got " +
+                            std::to_string(params.n_gpu_layers));
+    if (params.n_ctx < 0 || params.n_ctx > INT32_MAX)
+        throw ArgumentError("n_ctx: expected 0 (the model's own) to 2147483647, got " + std::to_string(params.n_ctx));
+    Placement placement;
+    placement.n_layer = hp.n_layer;
+    if (params.n_gpu_layers == 0) return placement;
+    placement.gpu = Gpu::find(params.device);
+    if (!placement.gpu) return placement;
+    if (params.n_gpu_layers > 0) {
+        placement.n_gpu_layers = std::min(params.n_gpu_layers, hp.n_layer + 1);
+        return placement;
+    }
+    const int64_t n_ctx = params.n_ctx > 0 ? params.n_ctx : hp.n_ctx_train;
+    const CacheTypes types = parse_cache_types(params.type_k, params.type_v, hp);
+    const CacheLayout layout = make_cache_layout(plan, hp, 0);
+    const std::vector<int64_t> weights = weight_bytes(file, hp.n_layer);
+    int64_t room = Gpu::room(placement.gpu->buffer_type()) - step_bytes(hp, plan, n_ctx, params.n_ubatch);
+    for (int32_t il = hp.n_layer; il >= 0; --il) {
+        room -= weights[size_t(il)];
+        if (il < hp.n_layer && params.kv_offload) {
+            CacheLayout one = layout;
+            one.layers = {layout.layers[size_t(il)]};
+            room -= cache_bytes(one, n_ctx, int64_t(ggml_row_size(types.k, hp.n_embd_head_k)),
+                                int64_t(ggml_row_size(types.v, hp.n_embd_head_v)))
+                        .total();
+        }
+        if (room < 0) break;
+        ++placement.n_gpu_layers;
+    }
+    return placement;
+}
+
+int32_t attention_cut(const AttnTable & table, int32_t first) {
+    const int32_t n_layer = int32_t(table.layers.size());
+    int32_t cut = std::min(first, n_layer);
+    for (bool moved = true; moved && cut < n_layer;) {
+        moved = false;
+        for (int32_t il = cut; il < n_layer && !moved; ++il)
+            for (const AttnHead & head : table.layers[size_t(il)].heads) {
+                if (head.kind != HeadKind::follower || head.source_layer >= cut) continue;
+                cut = il + 1;  // this layer stays with its source
+                moved = true;
+                break;
+            }
+    }
+    return cut;
+}
+
+}  // namespace pysa
