@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import add_device_options, device_text, machine_facts
 
 import pysa
 from pysa._arguments import CACHE_TYPES
@@ -200,6 +201,7 @@ def parsed() -> argparse.Namespace:
         "--turn", type=int, default=4, help="of which before the other way's turn (default 4); more for a small model"
     )
     parser.add_argument("-t", "--threads", type=int, default=0)
+    add_device_options(parser)
     parser.add_argument("--type", choices=CACHE_TYPES, default="f16", help="of K and V (default f16)")
     parser.add_argument("--plan", help="a plan.json, or dense (default: the file's own)")
     parser.add_argument("--v-skip", type=float, help="as for Model.session (default: the engine's choice)")
@@ -217,7 +219,16 @@ def main() -> None:
     args = parsed()
     rows, cancelled = [], {}
     try:
-        with pysa.Model(args.model, n_threads=args.threads) as model:
+        n_ctx = max(args.sessions) * (max(args.depth) + 2 * (args.n + args.turn + N_WARM))
+        with pysa.Model(
+            args.model,
+            n_threads=args.threads,
+            device=args.device,
+            n_gpu_layers=args.gpu_layers,
+            n_ctx=n_ctx,
+            type_k=args.type,
+            type_v=args.type,
+        ) as model:
             facts = {
                 "model": args.model,
                 "n_threads": model.n_threads,
@@ -225,6 +236,7 @@ def main() -> None:
                 "plan": args.plan,
                 "n": args.n,
                 "turn": args.turn,
+                **machine_facts(model),
             }
             if args.cancel:
                 cancelled = cancel_times(model, args)
@@ -239,7 +251,7 @@ def main() -> None:
     if args.json == "-":
         print(figures)
         return
-    title = f"{Path(args.model).name}, {facts['n_threads']} threads, {args.type} cache"
+    title = f"{Path(args.model).name}, {facts['n_threads']} threads, {args.type} cache{device_text(facts)}"
     print("\n".join([title, *cancel_lines(cancelled)] if args.cancel else lines(title, rows)))
     if args.json:
         Path(args.json).write_text(figures + "\n", encoding="utf-8")

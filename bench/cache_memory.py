@@ -28,7 +28,7 @@ def resident_bytes() -> int:
 
 def measure(path: str, n: int, plan: str | None, type_k: str, type_v: str) -> dict[str, int]:
     """Evaluates n random tokens token by token at the end, so that no prompt's buffers are left, and counts bytes."""
-    with pysa.Model(path) as model:
+    with pysa.Model(path, device="cpu") as model:
         tokens = np.random.default_rng(0).integers(0, model.n_vocab, n)
         session = model.session(n_ctx=n, type_k=type_k, type_v=type_v, plan=plan)
         session.eval(tokens[:64], logits="none")

@@ -14,13 +14,17 @@ TITLES = {"pysa": "pysa", "plan": "pysa, plan", "-fa 0": "llama.cpp -fa 0", "-fa
 
 @dataclass
 class Decode:
-    """One side decoding at one depth: milliseconds of each sample, and the cache's bytes that a token reads."""
+    """One side decoding at one depth: milliseconds of each sample, and the cache's bytes that a token reads.
+
+    `n_splits`: parts of a step between which CPU and GPU took turns, where that is known.
+    """
 
     type: str
     depth: int
     side: str
     ms: list[float]
     read_bytes: int
+    n_splits: int | None = None
 
     @property
     def median(self) -> float:
@@ -43,7 +47,10 @@ class Prompt:
 
 @dataclass
 class Results:
-    """One run. `bandwidth` has what was read before and after each depth, in 1e9 bytes per second."""
+    """One run. `bandwidth` has how fast memory was before and after each depth, in 1e9 bytes per second.
+
+    Of the memory that caches are in: the host's, read (`bandwidth_of` is cpu), or a GPU's, copied: read and written.
+    """
 
     model: str
     n_threads: int
@@ -51,10 +58,14 @@ class Results:
     depth_by: str  # fill, prompt
     plan: dict[str, Any]
     v_skip: float | None  # None: the engine's choice
+    machine: dict[str, Any]  # as machine.py has it
     bandwidth: dict[str, list[float]] = field(default_factory=dict)  # "f16 4096": ...
+    bandwidth_of: str | None = None  # None: caches are partly on a GPU, and nothing was measured
     decode: list[Decode] = field(default_factory=list)
     prompts: list[Prompt] = field(default_factory=list)
     peak_bytes: dict[str, int] = field(default_factory=dict)  # "f16 pysa": ...
+    device_bytes: dict[str, int] = field(default_factory=dict)  # "f16, 4096, pysa": of the GPU, as its driver says
+    model_device_bytes: int = 0  # taken to open the model
 
     def find(self, type_: str, depth: int, side: str) -> Decode | None:
         return next((d for d in self.decode if (d.type, d.depth, d.side) == (type_, depth, side)), None)
@@ -72,15 +83,18 @@ class Results:
             return None
         return (here.read_bytes - base.read_bytes) / (here.median - base.median) / 1e6
 
-    def read_gb_per_s(self, type_: str, depth: int) -> float:
-        return statistics.median(self.bandwidth[f"{type_} {depth}"])
+    def memory_gb_per_s(self, type_: str, depth: int) -> float | None:
+        """Of the memory that caches are in; None if it was not measured."""
+        found = self.bandwidth.get(f"{type_} {depth}")
+        return statistics.median(found) if found else None
 
     def to_json(self) -> dict[str, Any]:
         """With the figures that follow: ratio, attention's GB/s and its share of the bandwidth."""
         rows = []
         for row in self.decode:
             attention = self.attention_gb_per_s(row.type, row.depth, row.side)
-            share = attention and attention / self.read_gb_per_s(row.type, row.depth)
+            memory = self.memory_gb_per_s(row.type, row.depth)
+            share = attention and memory and attention / memory
             ratio = self.ratio(row.type, row.depth, row.side)
             figures = {"median_ms": row.median, "ratio": ratio, "attention_gb_per_s": attention, "share": share}
             rows.append({**asdict(row), **figures})
@@ -106,10 +120,12 @@ def decode_lines(results: Results) -> list[str]:
     sides = [side for side in TITLES if any(row.side == side for row in results.decode)]
     ours = [side for side in OURS if side in sides]
     header = ["cache, depth", *(f"{TITLES[side]}, ms" for side in sides), *(f"ratio: {TITLES[side]}" for side in ours)]
-    header += [f"attention GB/s: {TITLES[side]}" for side in ours] + ["memory GB/s"]
+    header += [f"attention GB/s: {TITLES[side]}" for side in ours]
+    memory_title = "memory GB/s" if results.bandwidth_of == "cpu" else "memory copied, GB/s"
+    header += [memory_title] if results.bandwidth else []
     rows = []
     for type_, depth in dict.fromkeys((row.type, row.depth) for row in results.decode):
-        memory = results.read_gb_per_s(type_, depth)
+        memory = results.memory_gb_per_s(type_, depth)
         found = {side: results.find(type_, depth, side) for side in sides}
         ratios = [results.ratio(type_, depth, side) for side in ours]
         speeds = [results.attention_gb_per_s(type_, depth, side) for side in ours]
@@ -117,11 +133,17 @@ def decode_lines(results: Results) -> list[str]:
             [f"{type_}, {depth:,}"]
             + [spread(row.ms) if row else "" for row in found.values()]
             + [f"{ratio:.2f}" if ratio else "" for ratio in ratios]
-            + [f"{speed:.1f} ({100 * speed / memory:.0f} %)" if speed else "" for speed in speeds]
-            + [f"{memory:.1f}"]
+            + [_speed_text(speed, memory) for speed in speeds]
+            + ([f"{memory:.1f}" if memory else ""] if results.bandwidth else [])
         )
     how = "filled with copied rows" if results.depth_by == "fill" else "reached by a prompt"
     return [f"Decoding, depth {how}; median and quartiles.", "", *table(header, rows), ""] if rows else []
+
+
+def _speed_text(speed: float | None, memory: float | None) -> str:
+    if not speed:
+        return ""
+    return f"{speed:.1f} ({100 * speed / memory:.0f} %)" if memory else f"{speed:.1f}"
 
 
 def prompt_lines(results: Results) -> list[str]:
@@ -146,32 +168,49 @@ def memory_lines(results: Results, n: int) -> list[str]:
     return [title, "", *table(["cache, side", "MiB"], rows), ""] if rows else []
 
 
+def device_memory_lines(results: Results) -> list[str]:
+    """What sessions took of a GPU's memory, from before they were made until they had decoded."""
+    rows = [[name, f"{size / 2**20:,.1f}"] for name, size in results.device_bytes.items()]
+    model = f"{results.model_device_bytes / 2**20:,.0f} MiB for the model"
+    title = f"GPU memory taken, as the driver says: {model}, and for each session:"
+    return [title, "", *table(["cache, depth, side", "MiB"], rows), ""] if rows else []
+
+
 def plot(results: Results, path: Path) -> None:
-    """Tokens a second, and cache bytes that a token reads, over depth; a column per type."""
+    """Tokens a second, cache bytes that a token reads, and attention's speed, over depth; a column per type."""
     import matplotlib  # noqa: PLC0415
 
     matplotlib.use("Agg")
     from matplotlib import pyplot  # noqa: PLC0415
 
     types = list(dict.fromkeys(row.type for row in results.decode))
-    figure, axes = pyplot.subplots(2, len(types), figsize=(5 * len(types), 7), squeeze=False, sharex=True)
+    figure, axes = pyplot.subplots(3, len(types), figsize=(5 * len(types), 10), squeeze=False, sharex=True)
     for column, type_ in enumerate(types):
-        speed, size = axes[0][column], axes[1][column]
+        speed, size, attention = (row[column] for row in axes)
         for side, title in TITLES.items():
             rows = sorted((r for r in results.decode if (r.type, r.side) == (type_, side)), key=lambda r: r.depth)
             if rows:
                 depths = [row.depth for row in rows]
                 speed.plot(depths, [1e3 / row.median for row in rows], marker="o", label=title)
                 if side in OURS:
-                    size.plot(
-                        depths,
-                        [row.read_bytes / 2**20 for row in rows],
-                        marker="o",
-                        label={"pysa": "dense", "plan": "plan"}[side],
-                    )
+                    label = {"pysa": "dense", "plan": "plan"}[side]
+                    size.plot(depths, [row.read_bytes / 2**20 for row in rows], marker="o", label=label)
+                    found = [(depth, results.attention_gb_per_s(type_, depth, side)) for depth in depths]
+                    _plot_known(attention, found, label)
+        depths = sorted({row.depth for row in results.decode if row.type == type_})
+        memory = [(depth, results.memory_gb_per_s(type_, depth)) for depth in depths]
+        _plot_known(attention, memory, "memory, read" if results.bandwidth_of == "cpu" else "memory, copied")
         speed.set(title=f"{type_} cache", ylabel="tokens/s", ylim=(0, None))
-        size.set(xlabel="tokens held", ylabel="cache read per token, MiB", ylim=(0, None))
+        size.set(ylabel="cache read per token, MiB", ylim=(0, None))
+        attention.set(xlabel="tokens held", ylabel="attention, GB/s", ylim=(0, None))
         speed.legend()
         size.legend()
+        attention.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
+
+
+def _plot_known(axes: Any, points: list[tuple[int, float | None]], label: str) -> None:
+    """Over depth, what was measured of it."""
+    known = [(depth, speed) for depth, speed in points if speed is not None]
+    axes.plot([depth for depth, _ in known], [speed for _, speed in known], marker="o", label=label)

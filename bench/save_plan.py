@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     args = parser.parse_args()
     try:
-        with pysa.Model(args.model, use_repack=False) as model:
+        with pysa.Model(args.model, use_repack=False, device="cpu") as model:
             plan = saving_plan(model.n_layer, model.n_head, model.n_head_kv, args.save, args.at)
             plan.save(args.output, args.force)
             print(f"{args.output}: saves {saving(model, plan, args.at):.2%} at {args.at:,} tokens")

@@ -24,13 +24,15 @@ from pysa.cli.bench import N_BATCH, N_HELD, Reading
 
 @dataclass(frozen=True)
 class Setup:
-    """What both sides have in common: file, threads, type of K and V, room in the cache, how a depth is reached."""
+    """What both sides have in common: file, threads, type of K and V, room in the cache, way to a depth, device."""
 
     path: str
     n_threads: int
     type: str
     n_ctx: int
     fill: bool
+    device: str = "cpu"
+    n_gpu_layers: int = 0
 
 
 class Side(Protocol):
@@ -44,6 +46,9 @@ class Side(Protocol):
 
     def read_bytes(self) -> int | None:
         """Cache bytes that a token read on average since the depth was reached; None where only the engine knows."""
+
+    def n_splits(self) -> int | None:
+        """Parts of the last step between which CPU and GPU took turns; None where only the engine knows."""
 
     def prompt(self, n: int) -> float:
         """Evaluates a prompt into an empty cache; seconds."""
@@ -83,6 +88,9 @@ class InProcess:
     def read_bytes(self) -> int | None:
         return None
 
+    def n_splits(self) -> int | None:
+        return None
+
     def prompt(self, n: int) -> float:
         return self._eval(n)
 
@@ -103,6 +111,9 @@ class PysaSide(InProcess):
 
     def read_bytes(self) -> int | None:
         return self._reading.finish(self._session.n_past - self._depth)[0]
+
+    def n_splits(self) -> int | None:
+        return int(self._session.n_splits)
 
     def _fill(self, depth: int) -> None:
         self._session._fill(depth, seed=depth)
@@ -132,8 +143,10 @@ class OracleSide(InProcess):
 
 
 def llama_bench_command(program: str, flash: int, setup: Setup, *options: object) -> list[str]:
-    """llama-bench on the same file, threads and types."""
+    """llama-bench on the same file, threads, types and layers of the same GPU."""
     command = [program, "-m", setup.path, "-t", setup.n_threads, "-ctk", setup.type, "-ctv", setup.type, "-fa", flash]
+    # Without -dev, a build with a GPU backend computes large products there though no layer is.
+    command += ["-dev", setup.device, "-ngl", setup.n_gpu_layers] if setup.n_gpu_layers else ["-dev", "none"]
     return [str(part) for part in [*command, *options]]
 
 
@@ -160,6 +173,9 @@ class LlamaBenchSide:
         return [ns / 1e6 / n for ns in self._run("-d", self._depth, "-n", n, "-p", 0, "-r", self._n_repeats)]
 
     def read_bytes(self) -> int | None:
+        return None
+
+    def n_splits(self) -> int | None:
         return None
 
     def prompt(self, n: int) -> float:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from machine import add_device_options, device_text, machine_facts
 from numpy.typing import NDArray
 
 import pysa
@@ -61,13 +62,15 @@ def main() -> None:
     parser.add_argument("--plan", help="dense or a plan.json instead of the file's own plan")
     parser.add_argument("--bounds", default="0,0.0001,0.0003,0.001,0.003,0.01,0.03")
     parser.add_argument("-t", "--threads", type=int, default=1, help="1: a small model's threads wait for each other")
+    add_device_options(parser)
     args = parser.parse_args()
 
     bounds = [float(bound) for bound in args.bounds.split(",")]
     losses: dict[float, list[float]] = {bound: [] for bound in bounds}
     seconds: dict[float, list[float]] = {bound: [] for bound in bounds}
     reports: dict[float, list[dict[str, float]]] = {bound: [] for bound in bounds}
-    with pysa.Model(args.model, n_threads=args.threads) as model:
+    with pysa.Model(args.model, args.threads, device=args.device, n_gpu_layers=args.gpu_layers) as model:
+        where = device_text(machine_facts(model))
         windows = text_windows(model, args.text, args.windows)
         n_windows, n_ctx = windows.shape
         for window in windows:
@@ -78,7 +81,7 @@ def main() -> None:
                     seconds[bound] += time_s
                     reports[bound].append(session.skip_report())
 
-    print(f"{args.model}: {n_windows} windows of {n_ctx} tokens, the second half token by token")
+    print(f"{args.model}: {n_windows} windows of {n_ctx} tokens, the second half token by token{where}")
     print("| v_skip | perplexity | change | mass dropped, mean | at most | values read | ms per token at the end |")
     print("|---|---|---|---|---|---|---|")
     exact = math.exp(float(np.mean(losses[bounds[0]])))

@@ -12,10 +12,21 @@ execute_process(
     COMMAND "${Python_EXECUTABLE}" -c
             "import importlib.util as u, pathlib as p; s = u.find_spec('nvidia'); print(';'.join(str(d) for r in (s.submodule_search_locations if s else []) for d in sorted(p.Path(r).iterdir(), reverse=True) if (d / 'include').is_dir()))"
     OUTPUT_VARIABLE pysa_nvidia_dirs OUTPUT_STRIP_TRAILING_WHITESPACE)
-find_program(pysa_nvcc nvcc HINTS ENV CUDACXX ENV CUDA_PATH /usr/local/cuda ${pysa_nvidia_dirs} PATH_SUFFIXES bin)
-if(NOT CMAKE_CUDA_COMPILER AND pysa_nvcc)
+find_program(pysa_nvcc nvcc HINTS ENV CUDA_PATH /usr/local/cuda ${pysa_nvidia_dirs} PATH_SUFFIXES bin)
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX} AND pysa_nvcc)
     set(CMAKE_CUDA_COMPILER "${pysa_nvcc}")
 endif()
+
+# PyPI's nvcc looks for libraries in lib64, but they are in lib, without links to the names that linkers look for.
+foreach(dir IN LISTS pysa_nvidia_dirs)
+    if(EXISTS "${dir}/lib/libcudart_static.a" AND "$ENV{CUDACXX}${CMAKE_CUDA_COMPILER}" MATCHES "^${dir}/")
+        if(NOT "$ENV{CUDAFLAGS}" MATCHES "${dir}/lib")
+            set(ENV{CUDAFLAGS} "$ENV{CUDAFLAGS} -L${dir}/lib")
+        endif()
+        set(CUDA_CUDART "${dir}/lib/libcudart_static.a" CACHE FILEPATH "")
+        set(CUDA_cudart_static_LIBRARY "${dir}/lib/libcudart_static.a" CACHE FILEPATH "")
+    endif()
+endforeach()
 
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
     if(PYSA_CUDA_ARCHITECTURES STREQUAL "native")

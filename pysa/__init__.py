@@ -30,6 +30,7 @@ from pysa.errors import (
 
 if TYPE_CHECKING:
     from pysa.batch import Batch
+    from pysa.device import Device, devices
     from pysa.grammar import LlamaGrammar
     from pysa.llama.async_llama import AsyncLlama
     from pysa.llama.llama import Llama
@@ -48,6 +49,7 @@ __all__ = [
     "Batch",
     "ContextFullError",
     "ConvertError",
+    "Device",
     "DeviceError",
     "EvaluationCancelledError",
     "Fit",
@@ -66,12 +68,14 @@ __all__ = [
     "StateFileError",
     "UnsupportedModelError",
     "__version__",
+    "devices",
     "fit",
 ]
 
 _LAZY = {
     "AsyncLlama": "pysa.llama.async_llama",
     "Batch": "pysa.batch",
+    "Device": "pysa.device",
     "Fit": "pysa.memory",
     "Llama": "pysa.llama.llama",
     "LlamaGrammar": "pysa.grammar",
@@ -80,6 +84,7 @@ _LAZY = {
     "PrefixCache": "pysa.prefix_cache",
     "SamplingParams": "pysa.sampling",
     "Session": "pysa.session",
+    "devices": "pysa.device",
     "fit": "pysa.memory",
 }
 

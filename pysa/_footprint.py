@@ -29,7 +29,11 @@ NODE_BYTES, SCRATCH_BYTES = 1024, 1 << 20
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a model that decide what it takes; `weights_bytes` is of its tensors."""
+    """The numbers of a model that decide what it takes; `weights_bytes` is of its tensors.
+
+    The last four say which of them can go to a GPU: each layer's, the output's, an embedding that is the output too, of
+    which the GPU gets a copy, and what `weights_bytes` has for the processor's copy of that one.
+    """
 
     n_layer: int
     n_embd: int
@@ -42,6 +46,10 @@ class Shape:
     n_ctx_train: int
     weights_bytes: int
     n_merges: int = 0
+    layer_bytes: tuple[int, ...] = ()
+    output_bytes: int = 0
+    tied_bytes: int = 0
+    repacked_bytes: int = 0
 
     @classmethod
     def of_file(cls, path: str, header: Mapping[str, Any]) -> Shape:
@@ -54,9 +62,15 @@ class Shape:
         types = {name: kind for name, kind, *_ in header["tensors"]}
         # An output that is the embedding is copied besides if the processor has a better layout for its type: at most.
         is_plain = types["token_embd.weight"] in ("f32", "f16", "bf16")
-        tied = 0 if "output.weight" in tensors or is_plain else tensors["token_embd.weight"]
+        tied = 0 if "output.weight" in tensors else tensors["token_embd.weight"]
+        repacked = 0 if is_plain else tied
+        n_layer = int(keys[f"{arch}.block_count"])
+        layer_bytes = [0] * n_layer
+        for name, n_bytes in tensors.items():
+            if name.startswith("blk."):
+                layer_bytes[int(name.split(".")[1])] += n_bytes
         return cls(
-            n_layer=int(keys[f"{arch}.block_count"]),
+            n_layer=n_layer,
             n_embd=n_embd,
             n_head=n_head,
             n_head_kv=_count(keys.get(f"{arch}.attention.head_count_kv", n_head)),
@@ -65,8 +79,12 @@ class Shape:
             n_ff=int(keys[f"{arch}.feed_forward_length"]),
             n_vocab=len(keys["tokenizer.ggml.tokens"]),
             n_ctx_train=int(keys[f"{arch}.context_length"]),
-            weights_bytes=sum(tensors.values()) + tied,
+            weights_bytes=sum(tensors.values()) + repacked,
             n_merges=len(keys.get("tokenizer.ggml.merges", ())),
+            layer_bytes=tuple(layer_bytes),
+            output_bytes=sum(n_bytes for name, n_bytes in tensors.items() if name.startswith("output")),
+            tied_bytes=tied,
+            repacked_bytes=repacked,
         )
 
     def row_bytes(self, type_k: str, type_v: str) -> tuple[float, float]:
@@ -94,10 +112,12 @@ def read_shape(path: str) -> tuple[Shape, Plan | None]:
     return shape, None if plan is None else Plan.from_json(plan)
 
 
-def cache_bytes(shape: Shape, plan: Plan, n_ctx: int, type_k: str, type_v: str) -> tuple[int, int]:
-    """Bytes of a full cache as it is allocated, and of one copy of its window's rows."""
+def cache_bytes(
+    shape: Shape, plan: Plan, n_ctx: int, type_k: str, type_v: str, first_layer: int = 0
+) -> tuple[int, int]:
+    """Bytes of a full cache as it is allocated, from a layer on, and of one copy of its window's rows."""
     n_rows = -(-n_ctx // CACHE_ROWS) * CACHE_ROWS
-    parts = plan.cache_bytes(n_rows, shape.n_head_kv, *shape.row_bytes(type_k, type_v))
+    parts = plan.cache_bytes(n_rows, shape.n_head_kv, *shape.row_bytes(type_k, type_v), first_layer=first_layer)
     return parts["total"], parts["k_window"] + parts["v_window"]
 
 

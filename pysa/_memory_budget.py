@@ -16,22 +16,22 @@ _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B)?\s*", re.IGNORECASE | re.ASCII)
 
 
-def parse_memory(memory: object) -> int:
-    """Bytes of a number or of a text such as "8G".
+def parse_memory(memory: object, name: str = "memory") -> int:
+    """Bytes of a number or of a text such as "8G"; `name`: how errors call it.
 
     Raises:
         ArgumentError: neither.
     """
     if not isinstance(memory, str):
-        return check_int("memory", memory, 1, 2**62)
+        return check_int(name, memory, 1, 2**62)
     found = _SIZE.fullmatch(memory)
     if found is None:
         raise ArgumentError(
-            f'memory: no size: expected bytes or a text such as "8G", "512MiB" or "16GB", got {memory!r}'
+            f'{name}: no size: expected bytes or a text such as "8G", "512MiB" or "16GB", got {memory!r}'
         )
     number, unit, suffix = found.groups()
     base = 1000 if (suffix or "").upper() == "B" else 1024
-    return check_int("memory", int(float(number) * base ** _UNITS[unit.upper()]), 1, 2**62)
+    return check_int(name, int(float(number) * base ** _UNITS[unit.upper()]), 1, 2**62)
 
 
 def available_bytes() -> int:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pysa._arguments import CACHE_TYPES, CacheType, PathLike, check_choice, check_int, check_path
+from pysa._arguments import CACHE_TYPES, CacheType, PathLike, check_choice, check_int, check_path, check_text
 from pysa._footprint import (
     CACHE_ROWS,
     LOGGED_WINDOWS,
@@ -19,7 +19,9 @@ from pysa._footprint import (
     process_bytes,
     read_shape,
 )
+from pysa._gpu_footprint import Load, Room
 from pysa._memory_budget import available_bytes, parse_memory
+from pysa.device import find_device
 from pysa.errors import ArgumentError, PlanError
 from pysa.plan import Plan
 
@@ -31,6 +33,8 @@ N_CTX_MAX = 2**31 - 1
 class Fit:
     """A context, and what it takes when it is full. str() gives a table.
 
+    Sizes are of the host's memory but for those that begin with `gpu_`, which are 0 where nothing is to be on a GPU.
+
     Attributes:
         n_ctx: tokens of a session.
         n_sessions: sessions of that context at the same time.
@@ -41,7 +45,14 @@ class Fit:
         compute_bytes: activations, scores and graphs of all sessions: an estimate.
         process_bytes: interpreter, engine and vocabulary: an estimate.
         total_bytes: all of these.
-        limited_by: why n_ctx is not larger: `memory`, `n_ctx_train` or `n_ctx_max`.
+        limited_by: why n_ctx is not larger: `memory`, `gpu_memory`, `n_ctx_train` or `n_ctx_max`.
+        device: for Model(): the GPU's name; `auto` for one that need not be here; `cpu`.
+        n_gpu_layers: for Model(): layers on it, the output counted as one.
+        gpu_memory_bytes: what may be spent there.
+        gpu_weights_bytes: of these layers: counted.
+        gpu_cache_bytes: of these layers, as far as scores need not cross over: counted.
+        gpu_compute_bytes: an estimate.
+        gpu_total_bytes: all of these.
     """
 
     n_ctx: int
@@ -54,23 +65,54 @@ class Fit:
     process_bytes: int
     total_bytes: int
     limited_by: str
+    device: str = "cpu"
+    n_gpu_layers: int = 0
+    gpu_memory_bytes: int = 0
+    gpu_weights_bytes: int = 0
+    gpu_cache_bytes: int = 0
+    gpu_compute_bytes: int = 0
+    gpu_total_bytes: int = 0
 
     def __str__(self) -> str:
         sessions = "" if self.n_sessions == 1 else f", {self.n_sessions} sessions"
-        parts = ("weights", "cache", "checkpoints", "compute", "process", "total")
-        sizes = (
-            self.weights_bytes,
-            self.cache_bytes,
-            self.checkpoint_bytes,
-            self.compute_bytes,
-            self.process_bytes,
-            self.total_bytes,
-        )
         lines = [f"n_ctx {self.n_ctx}{sessions}, limited by {self.limited_by}"]
-        for part, size in zip(parts, sizes, strict=True):
-            estimate = "  estimate" if part in ("compute", "process") else ""
-            lines.append(f"  {part:<12}{size / 2**20:>10,.0f} MiB{estimate}")
-        return "\n".join([*lines, f"  {'of':<12}{self.memory_bytes / 2**20:>10,.0f} MiB"])
+        lines += _table(
+            {
+                "weights": self.weights_bytes,
+                "cache": self.cache_bytes,
+                "checkpoints": self.checkpoint_bytes,
+                "compute": self.compute_bytes,
+                "process": self.process_bytes,
+                "total": self.total_bytes,
+                "of": self.memory_bytes,
+            }
+        )
+        if self.gpu_memory_bytes:
+            where = self.device if self.device != "auto" else "a GPU"
+            lines += [f"{self.n_gpu_layers} layers on {where}"]
+            lines += _table(
+                {
+                    "weights": self.gpu_weights_bytes,
+                    "cache": self.gpu_cache_bytes,
+                    "compute": self.gpu_compute_bytes,
+                    "total": self.gpu_total_bytes,
+                    "of": self.gpu_memory_bytes,
+                }
+            )
+        return "\n".join(lines)
+
+    def _exceeded(self) -> str | None:
+        """Which memory is not enough."""
+        if self.gpu_total_bytes > self.gpu_memory_bytes:
+            return "gpu_memory"
+        return "memory" if self.total_bytes > self.memory_bytes else None
+
+
+def _table(sizes: Mapping[str, int]) -> list[str]:
+    return [
+        f"  {part:<12}{size / 2**20:>10,.0f} MiB{'  estimate' if part in ('compute', 'process') else ''}"
+        for part, size in sizes.items()
+    ]
 
 
 def fit(
@@ -84,8 +126,15 @@ def fit(
     n_ubatch: int = 512,
     n_ctx_max: int | None = None,
     distant_budget_bytes: int = 0,
+    device: str | None = None,
+    gpu_memory: int | str | None = None,
+    n_gpu_layers: int = -1,
 ) -> Fit:
     """The largest context with which a model's sessions fit in memory. Reads the file's header only.
+
+    With a GPU: the largest context that the host's memory and the GPU's hold together, and as many layers on the GPU as
+    fit beside its cache then. A smaller context, by n_ctx_max, leaves room for more layers; with n_gpu_layers that many
+    are on the GPU, and the context is what fits there.
 
     Args:
         path: the GGUF file.
@@ -98,6 +147,10 @@ def fit(
         n_ubatch: as for Model.session(); fewer need less for activations.
         n_ctx_max: the largest context wanted, also beyond what the model was trained for; None: n_ctx_train.
         distant_budget_bytes: as for Model.session(); 0 is 256 MiB.
+        device: a GPU as Model() has it, or `auto`; None, `cpu`, and `auto` where there is no GPU: none.
+        gpu_memory: bytes of it that may be taken, as for `memory`. None: what it has free now, less what the engine
+            leaves alone. Without `device`, a GPU that need not be here.
+        n_gpu_layers: layers that are to be on the GPU, the output counted as one; -1: as many as fit.
 
     Returns:
         The context and what it takes. Model.session(n_ctx=...) takes no memory for it beforehand: a cache grows with
@@ -105,6 +158,7 @@ def fit(
 
     Raises:
         ArgumentError: an argument is of the wrong type or out of range, or not even the smallest context fits.
+        DeviceError: there is no such GPU.
         ModelFileError: the file is missing, damaged or inconsistent.
         UnsupportedModelError: an architecture or a feature that pysa does not have.
         PlanError: the plan does not fit the model.
@@ -116,6 +170,7 @@ def fit(
     budget = check_int("distant_budget_bytes", distant_budget_bytes, 0, 2**62) or DISTANT_BUDGET_BYTES
     n_most = None if n_ctx_max is None else check_int("n_ctx_max", n_ctx_max, 1, N_CTX_MAX)
     n_bytes = available_bytes() if memory is None else parse_memory(memory)
+    room = _room(device, gpu_memory, check_int("n_gpu_layers", n_gpu_layers, -1, N_CTX_MAX))
     shape, own = read_shape(path)
     try:
         return fit_shape(
@@ -127,6 +182,7 @@ def fit(
             n_ubatch=n_ubatch,
             n_ctx_max=n_most,
             distant_budget_bytes=budget,
+            room=room,
         )
     except ArgumentError as error:
         raise ArgumentError(f"{path}: {error}") from None
@@ -142,38 +198,81 @@ def fit_shape(
     n_ubatch: int = 512,
     n_ctx_max: int | None = None,
     distant_budget_bytes: int = DISTANT_BUDGET_BYTES,
+    room: Room | None = None,
 ) -> Fit:
     """fit() for a model that need not be there; the arguments have been checked."""
     limited_by, limit = ("n_ctx_train", shape.n_ctx_train) if n_ctx_max is None else ("n_ctx_max", n_ctx_max)
 
+    room = room or Room("cpu", 0, 0)
+
     def taken(n_ctx: int, why: str = "memory") -> Fit:
+        gpu = Load(shape, plan, n_ctx, types, n_sessions, n_ubatch, distant_budget_bytes).placed(room)
         cache, window = cache_bytes(shape, plan, n_ctx, *types)
         compute = compute_bytes(shape, plan, n_ctx, n_ubatch, distant_budget_bytes)
         parts = {
-            "weights_bytes": shape.weights_bytes,
-            "cache_bytes": n_sessions * cache,
+            "weights_bytes": gpu.host_weights_bytes,
+            "cache_bytes": n_sessions * cache - gpu.cache_bytes,
             "checkpoint_bytes": n_sessions * window * LOGGED_WINDOWS,
             "compute_bytes": n_sessions * (compute + cache // shape.n_layer),  # a growing cache has one layer twice
             "process_bytes": process_bytes(shape),
         }
-        return Fit(n_ctx, n_sessions, n_bytes, **parts, total_bytes=sum(parts.values()), limited_by=why)
+        return Fit(
+            n_ctx,
+            n_sessions,
+            n_bytes,
+            **parts,
+            total_bytes=sum(parts.values()),
+            limited_by=why,
+            device=room.device,
+            n_gpu_layers=gpu.n_layers,
+            gpu_memory_bytes=room.n_bytes,
+            gpu_weights_bytes=gpu.weights_bytes,
+            gpu_cache_bytes=gpu.cache_bytes,
+            gpu_compute_bytes=gpu.compute_bytes,
+            gpu_total_bytes=gpu.total_bytes,
+        )
 
     least = taken(min(CACHE_ROWS, limit))
-    if least.total_bytes > n_bytes:
-        raise ArgumentError(
-            f"memory: not enough: expected at least {least.total_bytes} bytes for a context of {least.n_ctx} tokens, "
-            f"got {n_bytes}; choose a smaller model, a smaller quantisation or fewer sessions"
-        )
-    if (most := taken(limit, limited_by)).total_bytes <= n_bytes:
+    if (exceeded := least._exceeded()) is not None:
+        raise ArgumentError(_too_little(least, exceeded))
+    if (most := taken(limit, limited_by))._exceeded() is None:
         return most
     fits, too_many = 1, -(-limit // CACHE_ROWS)  # blocks of the cache
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
-        if taken(middle * CACHE_ROWS).total_bytes <= n_bytes:
+        if taken(middle * CACHE_ROWS)._exceeded() is None:
             fits = middle
         else:
             too_many = middle
-    return taken(fits * CACHE_ROWS) if limit > CACHE_ROWS else least
+    why = taken(min(too_many * CACHE_ROWS, limit))._exceeded() or "memory"
+    return taken(fits * CACHE_ROWS, why) if limit > CACHE_ROWS else least
+
+
+def _too_little(least: Fit, exceeded: str) -> str:
+    needed, found = (
+        (least.gpu_total_bytes, least.gpu_memory_bytes)
+        if exceeded == "gpu_memory"
+        else (least.total_bytes, least.memory_bytes)
+    )
+    advice = "fewer n_gpu_layers" if exceeded == "gpu_memory" else "a smaller model"
+    return (
+        f"{exceeded}: not enough: expected at least {needed} bytes for a context of {least.n_ctx} tokens, "
+        f"got {found}; choose {advice}, a smaller quantisation or fewer sessions"
+    )
+
+
+def _room(device: str | None, gpu_memory: int | str | None, n_gpu_layers: int) -> Room | None:
+    """The GPU that is to be counted with; None: none."""
+    n_bytes = None if gpu_memory is None else parse_memory(gpu_memory, "gpu_memory")
+    found = None if device is None else find_device(check_text("device", device))
+    if found is not None:
+        return Room(found.name, found.room_bytes if n_bytes is None else n_bytes, n_gpu_layers)
+    if n_bytes is not None and device is None:
+        return Room("auto", n_bytes, n_gpu_layers)
+    if n_bytes is not None or n_gpu_layers > 0:
+        name = "gpu_memory" if n_bytes is not None else "n_gpu_layers"
+        raise ArgumentError(f"{name}: there is no GPU: expected device= to name one, got {device!r}")
+    return None
 
 
 def _resolve(plan: Plan | Mapping[str, Any] | PathLike | None, own: Plan | None, path: str, shape: Shape) -> Plan:

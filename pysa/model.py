@@ -25,6 +25,7 @@ from pysa._arguments import (
     check_text,
     check_tokens,
 )
+from pysa.device import check_device, say_if_cpu
 from pysa.errors import ArgumentError, PlanError
 from pysa.plan import Plan
 from pysa.session import Session
@@ -41,19 +42,52 @@ class Model:
         n_threads: threads of an evaluation, 1..512; 0 takes the physical cores.
         use_mmap: map the weights instead of reading them; the file must then stay as it is.
         use_repack: copy weights into the processor's own layout where that is faster; off, loading is quicker.
+        device: a GPU's name, as devices() has it; `auto`, the best one there is, or the CPU without any; or `cpu`.
+        n_gpu_layers: so many of the last layers are kept on the GPU, the output counts as one more; 0: none; -1: as
+            many as fit beside the cache that the next arguments describe.
+        n_ctx: tokens of the sessions to come, together; 0: one session of the model's own length.
+        type_k: how their keys are kept.
+        type_v: how their values are kept.
+        n_ubatch: tokens of a prompt that they evaluate at once.
+        kv_offload: whether their caches are to be on the GPU too.
 
     Raises:
         ModelFileError: the file is missing, damaged or inconsistent; every fault is named.
         UnsupportedModelError: a sound file of an architecture or with a feature that pysa does not have.
         PlanError: the file's sharing plan breaks a rule of docs/format.md.
         ArgumentError: an argument is of the wrong type or out of range.
+        DeviceError: there is no such GPU, or the layers asked for do not fit into its memory.
     """
 
-    def __init__(self, path: PathLike, n_threads: int = 0, use_mmap: bool = True, *, use_repack: bool = True) -> None:
+    def __init__(
+        self,
+        path: PathLike,
+        n_threads: int = 0,
+        use_mmap: bool = True,
+        *,
+        use_repack: bool = True,
+        device: str = "auto",
+        n_gpu_layers: int = -1,
+        n_ctx: int = 0,
+        type_k: CacheType = "f16",
+        type_v: CacheType = "f16",
+        n_ubatch: int = 512,
+        kv_offload: bool = True,
+    ) -> None:
         threads = check_int("n_threads", n_threads, 0, 512)
         mmap, repack = check_bool("use_mmap", use_mmap), check_bool("use_repack", use_repack)
+        n_layers = check_int("n_gpu_layers", n_gpu_layers, -1, INT32_MAX)
+        cache = (
+            check_int("n_ctx", n_ctx, 0, INT32_MAX),
+            check_choice("type_k", type_k, CACHE_TYPES),
+            check_choice("type_v", type_v, CACHE_TYPES),
+            check_int("n_ubatch", n_ubatch, 1, 65536),
+            check_bool("kv_offload", kv_offload),
+        )
         self._path = check_path("path", path)
-        self._model: _native.Model | None = _native.Model(self._path, threads, mmap, repack)
+        device = check_device(device)
+        self._model: _native.Model | None = _native.Model(self._path, threads, mmap, repack, device, n_layers, *cache)
+        say_if_cpu(self._path, device, n_layers, self._model.n_gpu_layers)
         self._metadata: dict[str, Any] | None = None
 
     def __enter__(self) -> Model:
@@ -126,6 +160,21 @@ class Model:
         return self.native.size_bytes
 
     @property
+    def device(self) -> str:
+        """The GPU that layers are on, as devices() has it; `cpu` if none is."""
+        return self.native.device
+
+    @property
+    def n_gpu_layers(self) -> int:
+        """How many of the last layers are on the GPU; n_layer + 1 with the output: all of them."""
+        return self.native.n_gpu_layers
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of the weights on the GPU."""
+        return self.native.device_bytes
+
+    @property
     def metadata(self) -> dict[str, Any]:
         """The file's keys and values, `pysa.*` among them; arrays are lists."""
         if self._metadata is None:
@@ -190,6 +239,7 @@ class Model:
         n_slack: int = 0,
         distant_budget_bytes: int = 0,
         v_skip: float | None = None,
+        kv_offload: bool = True,
     ) -> Session:
         """Starts a conversation with an empty cache.
 
@@ -198,7 +248,8 @@ class Model:
             type_k: how keys are kept: f32, f16, bf16, q8_0 or q4_0.
             type_v: how values are kept.
             n_ubatch: most tokens of a prompt evaluated at once, 1..65536.
-            attention: `fused` (quick, CPU), `composed` (stock ggml operations, the reference) or `auto`.
+            attention: `fused` (quick; on a GPU, where there are kernels for it), `composed` (stock ggml operations, the
+                reference) or `auto`.
             plan: what replaces the file's own plan: a Plan, plan.json's dict, a path to a plan.json, or "dense".
             n_slack: window rows kept beyond the need: so many tokens can always be truncated without work.
             distant_budget_bytes: room for the distant scores that layers share while a prompt is evaluated: n_ubatch
@@ -206,12 +257,15 @@ class Model:
             v_skip: largest share of a head's distant weights whose values need not be read, from 0, which is exact, to
                 below 1; None is the engine's own choice, Session.v_skip. Session.skip_report() tells what came of it.
                 `composed` attention leaves nothing out.
+            kv_offload: the cache of layers on the GPU is there too; off, it stays with the CPU, which then computes the
+                attention. Session.first_gpu_layer tells what came of it.
 
         Raises:
             ArgumentError: an argument is of the wrong type or out of range.
             PlanError: the plan does not fit the model; every fault is named.
-            DeviceError: not enough memory.
+            DeviceError: not enough memory, or no kernels for `fused` attention on the GPU.
         """
+        offload = check_bool("kv_offload", kv_offload)
         native = self.native.session(
             check_int("n_ctx", n_ctx, 0, INT32_MAX),
             check_choice("type_k", type_k, CACHE_TYPES),
@@ -222,16 +276,24 @@ class Model:
             check_int("n_slack", n_slack, 0, INT32_MAX),
             check_int("distant_budget_bytes", distant_budget_bytes, 0, 2**62) or DISTANT_BUDGET_BYTES,
             None if v_skip is None else check_float("v_skip", v_skip, 0.0, 1.0),
+            offload,
         )
-        return Session(self, native)
+        return Session(self, native, offload)
 
-    def load_session(self, path: PathLike) -> Session:
+    def load_session(self, path: PathLike, kv_offload: bool = True) -> Session:
         """Continues a conversation from a file of Session.save.
 
+        Args:
+            path: the file.
+            kv_offload: as for session(); the file does not say where the cache was.
+
         Raises:
+            ArgumentError: an argument is of the wrong type.
             StateFileError: the file is damaged, of another version, or belongs to another model or plan.
+            DeviceError: not enough memory.
         """
-        return Session(self, self.native.load_session(check_path("path", path)))
+        offload = check_bool("kv_offload", kv_offload)
+        return Session(self, self.native.load_session(check_path("path", path), offload), offload)
 
     def cache_bytes(
         self,

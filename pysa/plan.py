@@ -237,7 +237,13 @@ class Plan:
                     yield f"layer {il} head {h}: `keys` expects a source in KV group {group}, got head {found}"
 
     def cache_bytes(
-        self, n: int, n_head_kv: int, row_bytes_k: float, row_bytes_v: float, n_slack: int = 0
+        self,
+        n: int,
+        n_head_kv: int,
+        row_bytes_k: float,
+        row_bytes_v: float,
+        n_slack: int = 0,
+        first_layer: int = 0,
     ) -> dict[str, int]:
         """Bytes of the split cache that hold `n` tokens: the formula of docs/format.md, by part.
 
@@ -247,12 +253,13 @@ class Plan:
             row_bytes_k: bytes of one token's key of one KV head.
             row_bytes_v: bytes of one token's value of one KV head.
             n_slack: ring rows beyond n_sink + n_recent.
+            first_layer: layers before it are not counted.
 
         Returns:
             `k_full`, `v_full`, `k_window`, `v_window` and `total`, in bytes.
         """
-        heads_k, heads_v = self.full_heads(n_head_kv)
-        n_all = self.n_layer * n_head_kv
+        heads_k, heads_v = self.full_heads(n_head_kv, first_layer)
+        n_all = (self.n_layer - first_layer) * n_head_kv
         has_window = self.n_recent > 0 or self.n_sink > 0
         n_window = min(n, self.n_sink + self.n_recent + n_slack) if has_window else 0
         parts = {
@@ -263,11 +270,12 @@ class Plan:
         }
         return {**parts, "total": sum(parts.values())}
 
-    def full_heads(self, n_head_kv: int) -> tuple[int, int]:
-        """KV heads, over all layers, whose K and whose V are kept for every token."""
+    def full_heads(self, n_head_kv: int, first_layer: int = 0) -> tuple[int, int]:
+        """KV heads, over all layers from `first_layer` on, whose K and whose V are kept for every token."""
         if not self.enabled:
-            return self.n_layer * n_head_kv, self.n_layer * n_head_kv
-        groups = self.kinds().reshape(self.n_layer, n_head_kv, -1)
+            n_all = (self.n_layer - first_layer) * n_head_kv
+            return n_all, n_all
+        groups = self.kinds().reshape(self.n_layer, n_head_kv, -1)[first_layer:]
         return int((groups == "owner").any(2).sum()), int((groups != "local").any(2).sum())
 
     # ---- JSON

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pysa._arguments import PathLike, Tokens, check_int, check_path, check_tokens
+from pysa._arguments import PathLike, Tokens, check_bool, check_int, check_path, check_tokens
 from pysa._prefix_files import (
     SIDECAR,
     STATE,
@@ -89,7 +89,13 @@ class PrefixCache:
         return sum(size_bytes(path) for suffix in (STATE, SIDECAR) for path in self._folder.glob(f"*-*{suffix}"))
 
     def find(
-        self, model: Model, tokens: Tokens, settings: Mapping[str, Any], *, longer_than: int = 0
+        self,
+        model: Model,
+        tokens: Tokens,
+        settings: Mapping[str, Any],
+        *,
+        longer_than: int = 0,
+        kv_offload: bool = True,
     ) -> Session | None:
         """The session that spares the most of a prompt, as it was saved; evaluate_prompt() takes it from there.
 
@@ -98,6 +104,7 @@ class PrefixCache:
             tokens: the prompt.
             settings: as they were given to put(): settings_of() a session that would do.
             longer_than: tokens of the prompt that are held in memory already; what would keep no more is left alone.
+            kv_offload: of the new session, as for Model.load_session.
 
         Returns:
             A new session, or None if nothing would keep min_tokens of the prompt.
@@ -107,10 +114,11 @@ class PrefixCache:
         """
         ids = check_tokens(tokens, model.n_vocab, allow_empty=True)[:-1]  # the last one is evaluated in any case
         n_least = max(self._min_tokens, check_int("longer_than", longer_than, 0, 2**31 - 1) + 1)
+        offload = check_bool("kv_offload", kv_offload)
         found = [(entry.usable(ids), entry) for entry in self._entries(_group(model, settings))]
         found.sort(key=lambda item: (-item[0], item[1].tokens.size))
         for n_usable, entry in found:
-            session = self._load(model, entry) if n_usable >= n_least else None
+            session = self._load(model, entry, offload) if n_usable >= n_least else None
             if session is not None:
                 return session
         return None
@@ -159,9 +167,9 @@ class PrefixCache:
             if entry is not None:
                 yield entry
 
-    def _load(self, model: Model, entry: Entry) -> Session | None:
+    def _load(self, model: Model, entry: Entry, kv_offload: bool) -> Session | None:
         try:
-            session = model.load_session(entry.state)
+            session = model.load_session(entry.state, kv_offload)
         except StateFileError as error:
             self._drop(entry.sidecar, error)
             return None

@@ -51,8 +51,9 @@ class Session:
     interrupted evaluation leaves the session as it was.
     """
 
-    def __init__(self, model: Model, native: _native.Session) -> None:
+    def __init__(self, model: Model, native: _native.Session, kv_offload: bool = True) -> None:
         self._model = model
+        self._kv_offload = kv_offload
         self._session: _native.Session | None = native
         self._n_vocab = model.n_vocab
         self._vocab = model.native.vocab
@@ -108,8 +109,29 @@ class Session:
 
     @property
     def kernel(self) -> str:
-        """What computes the attention: `avx512`, `avx2`, `neon` or `scalar`, which PYSA_CPU can force; or `ggml`."""
+        """What computes the attention: `avx512`, `avx2`, `neon` or `scalar`, which PYSA_CPU can force; `cuda`, `ggml`.
+
+        Two joined by + where layers differ, the GPU's first.
+        """
         return self.native.kernel
+
+    @property
+    def kv_offload(self) -> bool:
+        """Whether the cache of layers on the GPU was to be there too; first_gpu_layer tells what came of it."""
+        return self._kv_offload
+
+    @property
+    def first_gpu_layer(self) -> int:
+        """The layer from which on attention and cache are on the GPU; the model's n_layer if none are.
+
+        It may come after the first layer of the weights there: layers that share scores stay on one side.
+        """
+        return self.native.first_gpu_layer
+
+    @property
+    def n_splits(self) -> int:
+        """Parts of the last step between which CPU and GPU took turns."""
+        return self.native.n_splits
 
     @property
     def plan(self) -> Plan:
@@ -188,8 +210,9 @@ class Session:
 
         Returns:
             `keys` and `values` (all rows), `window_keys` and `window_values`, their `total`, and `dense`, what n_rows
-            tokens would take without sharing; `checkpoints`, `attention` and `compute`, which are not the cache's; and
-            the counts `n_past`, `n_rows` (tokens there is room for now) and `n_window_rows`.
+            tokens would take without sharing; `device`, how much of the total is on the GPU; `checkpoints`,
+            `attention` and `compute`, which are not the cache's; and the counts `n_past`, `n_rows` (tokens there is
+            room for now) and `n_window_rows`.
         """
         return self.native.memory()
 

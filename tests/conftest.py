@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,16 @@ import pytest
 from helpers.tiny_gguf import random_plan, write_tiny_gguf
 
 N_THREADS = 2
+
+# Makes the emulated GPU of test builds, EMU0, with so many MiB; nothing takes it unless told to (helpers/gpus.py).
+os.environ.setdefault("PYSA_EMULATED_GPU", "2048")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Only `-m gpu` takes real cards: the others count on the CPU. Child processes inherit it."""
+    chosen: str = config.getoption("markexpr")
+    if re.search(r"(?<!not )\bgpu\b", chosen) is None:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 
 @pytest.fixture(scope="session", autouse=True)

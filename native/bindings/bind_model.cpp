@@ -59,10 +59,10 @@ py::dict cache_bytes(const Model & model, int64_t n, const std::optional<py::dic
     return memory_dict(model.cache_formula(model.effective_plan(optional_plan(plan)), n, type_k, type_v));
 }
 
-std::unique_ptr<Session> load_session(std::shared_ptr<Model> model, const py::object & path) {
+std::unique_ptr<Session> load_session(std::shared_ptr<Model> model, const py::object & path, bool kv_offload) {
     const std::string name = file_path(path);
     py::gil_scoped_release release;
-    return Session::load(std::move(model), name);
+    return Session::load(std::move(model), name, kv_offload);
 }
 
 template <class T> auto hparam(T HParams::* member) {
@@ -105,7 +105,7 @@ void register_model(py::module_ & module) {
              py::arg("attention") = defaults.attention, py::arg("plan") = py::none(),
              py::arg("n_slack") = defaults.n_slack, py::arg("distant_budget_bytes") = defaults.distant_budget_bytes,
              py::arg("v_skip") = py::none(), py::arg("kv_offload") = defaults.kv_offload)
-        .def("load_session", &load_session, py::arg("path"))
+        .def("load_session", &load_session, py::arg("path"), py::arg("kv_offload") = defaults.kv_offload)
         .def("cache_bytes", &cache_bytes, py::arg("n"), py::arg("plan") = py::none(),
              py::arg("type_k") = defaults.type_k, py::arg("type_v") = defaults.type_v);
 }

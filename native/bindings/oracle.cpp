@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "gpu_check.h"
 #include "kernel_check.h"
 #include "llama.h"
 #include "oracle_fill.h"
@@ -193,10 +195,19 @@ std::vector<std::string> check_all_kernels() {
     return names;
 }
 
+// Prints a line for each case; returns how many failed.
+int check_gpu_kernels() {
+    const pysa::gpu::AttnKernels & kernels = pysa::gpu::emulated_attn_kernels();
+    const int n_failed = pysa::gpu::check::check_decode(kernels) + pysa::gpu::check::check_prompt(kernels);
+    std::fflush(stdout);
+    return n_failed;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_oracle, module) {
-    module.doc() = "llama_decode of the pinned llama.cpp, for parity tests, and the check of the CPU kernels.";
+    module.doc() = "llama_decode of the pinned llama.cpp, for parity tests, and the checks of the kernels.";
+    module.def("check_gpu_kernels", &check_gpu_kernels, py::call_guard<py::gil_scoped_release>());
     module.def("check_kernels", &check_all_kernels, py::call_guard<py::gil_scoped_release>());
     py::class_<Oracle>(module, "Oracle")
         .def(py::init<const std::string &, uint32_t, int32_t, const std::string &, const std::string &, uint32_t,

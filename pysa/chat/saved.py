@@ -93,7 +93,7 @@ def load_chat(chat: Conversation, path: PathLike) -> str | None:
         turns = [replace(turn, start=0, n_segments=0) for turn in turns]
     elif held.tokens:
         try:
-            session = model.load_session(path.with_suffix(".state"))
+            session = model.load_session(path.with_suffix(".state"), chat.session.kv_offload)
         except (PysaError, OSError) as error:
             problem = str(error)
     if session is chat.session:

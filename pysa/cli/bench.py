@@ -1,5 +1,7 @@
 """`pysa bench`: speed of prompts and of decoding at some depths, and how near attention comes to the speed of memory.
 
+Of the host's, which threads read in the same run, or of the GPU's, which it copies; whichever the cache is in.
+
 The measuring alone; bench_table.py draws it. Speed beside llama.cpp is bench/against_llama_cpp.py of the repository.
 """
 
@@ -10,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +20,22 @@ import numpy.typing as npt
 from pysa import _native
 from pysa.cli.bench_table import bench_lines
 from pysa.cli.console import Console
-from pysa.cli.options import open_session
+from pysa.cli.options import open_model, open_session
+from pysa.cli.placement import Placement, card_facts
 from pysa.cli.render import CACHE_PARTS
-from pysa.model import Model
+from pysa.device import find_device
+from pysa.errors import DeviceError
 from pysa.plan import Plan
 from pysa.session import Session
+
+if TYPE_CHECKING:
+    from pysa.model import Model
 
 N_HELD = 64  # tokens evaluated before the rest of the cache is filled with copies of their rows
 N_BATCH = 2048  # prompt tokens evaluated between two looks at the bar
 PAUSE_S = 0.1  # an engine's threads look for work for a while before they sleep
 BANDWIDTH_BYTES, THREAD_BYTES = 256 << 20, 64 << 20  # many times the caches that a thread can have
+COPY_BYTES, COPY_BYTES_LEAST = 1 << 30, 64 << 20  # less would stay in a GPU's caches
 N_WARM = 2  # tokens decoded before the clock counts
 
 Advance = Callable[[int], object]
@@ -45,6 +53,7 @@ class Row:
     read_bytes: int  # of the cache, for one token
     values_read: float  # share of the value rows in reach; the rest weighs too little, as v_skip says
     attention_gb_per_s: float | None = None  # None at depth 0, and where the noise is larger than attention's time
+    device_bytes: int | None = None  # of the GPU's memory, taken since the session began: as the driver says
 
     @property
     def ms_per_token(self) -> float:
@@ -76,12 +85,19 @@ class Bench:
     depth_by: str  # fill, prompt
     type_k: str
     type_v: str
-    bandwidth_gb_per_s: float = 0.0
+    bandwidth_gb_per_s: float | None = None  # None where the cache is partly on a GPU, or the GPU has no room for it
+    bandwidth_of: str | None = None  # cpu: the host's memory, read; a GPU's name: its memory, copied: read and written
     rows: list[Row] = field(default_factory=list)
+    device_weights_bytes: int | None = None  # of the GPU's memory, taken to open the model: as the driver says
+
+    def share(self, row: Row) -> float | None:
+        """Attention's part of that speed."""
+        attention, memory = row.attention_gb_per_s, self.bandwidth_gb_per_s
+        return None if attention is None or memory is None else attention / memory
 
     def to_json(self) -> dict[str, Any]:
         """As one JSON object."""
-        return {**asdict(self), "rows": [row.to_json() for row in self.rows]}
+        return {**asdict(self), "rows": [{**row.to_json(), "share": self.share(row)} for row in self.rows]}
 
 
 def reach(session: Session, tokens: npt.NDArray[np.int64], fill: bool, advance: Advance) -> None:
@@ -116,8 +132,9 @@ def decode(session: Session, tokens: npt.NDArray[np.int64], advance: Advance) ->
 def measure(model: Model, options: argparse.Namespace, depth: int, advance: Advance) -> Row:
     """One depth: reach it, decode, then evaluate a prompt on top."""
     n_decode = N_WARM + options.tokens
-    n_ctx = depth + n_decode + options.prompt_tokens
+    n_ctx = n_ctx_of(options, depth)
     tokens = np.random.default_rng(depth).integers(0, model.n_vocab, n_ctx)
+    free_bytes = free_on(model.device)
     with open_session(model, options, n_ctx) as session:
         reach(session, tokens[:depth], options.depth_by == "fill", advance)
         reader = Reading(session)
@@ -126,8 +143,9 @@ def measure(model: Model, options: argparse.Namespace, depth: int, advance: Adva
         memory = session.memory()
         prompt = tokens[depth + n_decode :]
         prompt_per_s = len(prompt) / evaluate(session, prompt, advance) if len(prompt) else None
+        taken = taken_on(model.device, free_bytes)
     cache = {part: memory[part] for part in CACHE_PARTS}
-    return Row(depth, prompt_per_s, ms, memory["n_rows"], cache, read_bytes, values_read)
+    return Row(depth, prompt_per_s, ms, memory["n_rows"], cache, read_bytes, values_read, device_bytes=taken)
 
 
 class Reading:
@@ -156,21 +174,22 @@ def attention_gb_per_s(base: Row, row: Row) -> float | None:
     return (row.read_bytes - base.read_bytes) / attention_ms / 1e6
 
 
-def facts(model: Model, options: argparse.Namespace) -> dict[str, Any]:
+def facts(session: Session) -> dict[str, Any]:
     """What runs."""
-    with open_session(model, options, 1) as session:
-        plan = session.plan
-        return {
-            "file": model.path,
-            "architecture": model.arch,
-            "n_layer": model.n_layer,
-            "n_threads": model.n_threads,
-            "attention": session.attention,
-            "kernel": session.kernel,
-            "plan": "dense" if (plan.kinds() == "owner").all() else plan.method,
-            "n_sink": plan.n_sink,
-            "n_recent": plan.n_recent,
-        }
+    model, plan = session.model, session.plan
+    return {
+        "file": model.path,
+        "architecture": model.arch,
+        "n_layer": model.n_layer,
+        "n_threads": model.n_threads,
+        "attention": session.attention,
+        "kernel": session.kernel,
+        "plan": "dense" if (plan.kinds() == "owner").all() else plan.method,
+        "n_sink": plan.n_sink,
+        "n_recent": plan.n_recent,
+        "placement": asdict(Placement.of(session)),
+        **card_facts(model.device),
+    }
 
 
 def read_bandwidth(n_threads: int) -> float:
@@ -179,22 +198,67 @@ def read_bandwidth(n_threads: int) -> float:
     return _native.read_bandwidth(n_threads, max(BANDWIDTH_BYTES, n_threads * THREAD_BYTES), repeats=5)
 
 
+def copy_bandwidth(device: str) -> float | None:
+    """1e9 bytes per second that a GPU reads and writes to copy its own memory; None where it has too little room."""
+    n_bytes = COPY_BYTES
+    while n_bytes >= COPY_BYTES_LEAST:
+        try:
+            return _native.copy_bandwidth(device, n_bytes)
+        except DeviceError:
+            n_bytes //= 2
+    return None
+
+
+def cache_side(session: Session) -> str | None:
+    """Whose memory a session's cache is in: `cpu`, or a GPU's name; None if both have a part."""
+    return {0: session.model.device, session.model.n_layer: "cpu"}.get(session.first_gpu_layer)
+
+
+def bandwidth(side: str | None, n_threads: int) -> list[float]:
+    """How fast that memory is now, in 1e9 bytes per second: read by the CPU, or copied by a GPU; empty if unknown."""
+    if side is None:
+        return []
+    found = read_bandwidth(n_threads) if side == "cpu" else copy_bandwidth(side)
+    return [] if found is None else [found]
+
+
 def run_bench(model: Model, options: argparse.Namespace, advance: Advance) -> Bench:
     """Measures every depth asked for, and depth 0, which the others are compared with."""
-    bench = Bench(facts(model, options), options.depth_by, options.type_k, options.type_v)
-    bandwidths = [read_bandwidth(model.n_threads)]
+    with open_session(model, options, 1) as session:
+        side, what = cache_side(session), facts(session)
+    bench = Bench(what, options.depth_by, options.type_k, options.type_v)
+    speeds = bandwidth(side, model.n_threads)
     for depth in depths(options):
         row = measure(model, options, depth, advance)
         bench.rows.append(row)
         row.attention_gb_per_s = attention_gb_per_s(bench.rows[0], row)
-        bandwidths.append(read_bandwidth(model.n_threads))
-    bench.bandwidth_gb_per_s = statistics.median(bandwidths)
+        speeds += bandwidth(side, model.n_threads)
+    if speeds:
+        bench.bandwidth_gb_per_s, bench.bandwidth_of = statistics.median(speeds), side
     return bench
+
+
+def free_on(device: str) -> int | None:
+    """Bytes of a GPU's memory that are free now; None for cpu."""
+    found = find_device(device)
+    return None if found is None else found.free_bytes
+
+
+def taken_on(device: str, free_before: int | None) -> int | None:
+    """Bytes of a GPU's memory that are gone since then."""
+    free = free_on(device)
+    return None if free is None or free_before is None else free_before - free
 
 
 def depths(options: argparse.Namespace) -> list[int]:
     """0, then what was asked for."""
     return sorted({0, *options.depth})
+
+
+def n_ctx_of(options: argparse.Namespace, depth: int | None = None) -> int:
+    """Tokens that a session comes to at a depth, the deepest unless told otherwise."""
+    n_ctx: int = (max(depths(options)) if depth is None else depth) + N_WARM + options.tokens + options.prompt_tokens
+    return n_ctx
 
 
 def n_steps(options: argparse.Namespace) -> int:
@@ -210,8 +274,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
     layout = "{percentage:3.0f} % {bar} {n_fmt}/{total_fmt} tokens"
     bar = tqdm(total=n_steps(options), bar_format=layout, file=console.err, disable=None, leave=False)
-    with bar, Model(options.model, n_threads=options.threads) as model:
+    chosen = find_device(options.device)
+    with bar, open_model(options, n_ctx_of(options)) as model:
+        weights_bytes = None if chosen is None or not model.n_gpu_layers else taken_on(chosen.name, chosen.free_bytes)
         bench = run_bench(model, options, bar.update)
+        bench.device_weights_bytes = weights_bytes
     if options.json:
         console.json(bench.to_json())
     else:

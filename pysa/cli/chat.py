@@ -9,7 +9,7 @@ from pysa.cli.chat_keys import keys_held_back
 from pysa.cli.chat_once import answer_once
 from pysa.cli.chat_setup import is_interactive, only_message, open_chat
 from pysa.cli.console import Console
-from pysa.model import Model
+from pysa.cli.options import open_model
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
@@ -17,7 +17,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if is_interactive(options):
         with keys_held_back():
             return _talk(options, console)
-    with Model(options.model, n_threads=options.threads) as model:
+    with open_model(options, options.ctx_size) as model:
         chat = open_chat(model, options)
         if options.load is not None:
             load_chat(chat, options.load)
@@ -34,7 +34,7 @@ def _talk(options: argparse.Namespace, console: Console) -> int:
     screen = Screen(console)
     try:
         screen.progress(f"loading {options.model}")
-        with Model(options.model, n_threads=options.threads) as model:
+        with open_model(options, options.ctx_size) as model:
             chat = open_chat(model, options)
             reader = open_reader(screen, with_history=not options.no_history)
             talk = Talk(chat, screen, reader, Shown(options.thinking, options.status))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pysa.chat import Piece
 from pysa.cli.chat_screen import harmless
 from pysa.cli.chat_view import status_line, stopped_line
+from pysa.cli.placement import Placement
 
 if TYPE_CHECKING:
     from pysa.chat import Conversation
@@ -34,10 +35,12 @@ def answer_once(chat: Conversation, message: str, console: Console, as_json: boo
         turn = chat.turns[-1]
         speed = {**asdict(turn.speed), "prompt_per_s": turn.speed.prompt_per_s, "answer_per_s": turn.speed.answer_per_s}
         parts = {"answer": turn.answer, "thinking": turn.thinking, "stopped": turn.stopped}
-        console.json({**parts, "speed": speed, "memory": chat.session.memory()})
+        where = asdict(Placement.of(chat.session))
+        console.json({**parts, "speed": speed, "memory": chat.session.memory(), "placement": where})
         return 0
     if chat.turns[-1].stopped == "context_full" and (line := stopped_line(chat)):
         console.note([line])
     if with_status:
-        console.note([status_line(chat, console)])
+        where_line = Placement.of(chat.session).text()
+        console.note([status_line(chat, console), *([where_line] if where_line else [])])
     return 0

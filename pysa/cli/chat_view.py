@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pysa.chat.turn import Again, Dropped
+from pysa.cli.placement import Placement
 from pysa.cli.render import plan_note, size_text
 
 if TYPE_CHECKING:
@@ -38,10 +39,12 @@ def count(n: int, what: str) -> str:
 
 
 def greeting_lines(chat: Conversation) -> list[str]:
-    """What is running, in two or three lines."""
+    """What is running, in two to four lines."""
     session, model = chat.session, chat.session.model
     name = str(model.metadata.get("general.name", "")) or Path(model.path).stem
     lines = [f"{name}: {model.arch}, {count(session.n_ctx, 'token')} of context"]
+    if (where := Placement.of(session).text()) is not None:
+        lines.append(where)
     saving = _saving(chat, session.n_ctx)
     if saving > 0:
         lines.append(f"shared attention saves {100 * saving:.1f} % of the cache when that is full")
@@ -89,6 +92,7 @@ def stats_lines(chat: Conversation, width: int) -> list[str]:
         f"{count(len(turns), 'turn')}{dropped}",
         "cache": f"{_size(memory['total'])} with room for {count(memory['n_rows'], 'token')}: "
         + ", ".join(_cache_parts(memory)),
+        "device": Placement.of(session).text() or "",
         "plan": _saved(chat) + " of a dense cache" if _saved(chat) else "",
         "going back": f"{_size(memory['checkpoints'])} of checkpoints" if memory["checkpoints"] else "",
     }

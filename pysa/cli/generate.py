@@ -8,16 +8,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pysa.chat_template import chat_tokens
 from pysa.cli.console import Console
 from pysa.cli.errors import UsageError
-from pysa.cli.options import open_session
+from pysa.cli.options import open_model, open_session
+from pysa.cli.placement import Placement
 from pysa.cli.render import CACHE_PARTS, footer_lines, plan_note
 from pysa.errors import ContextFullError
-from pysa.model import Model
 from pysa.session import Session
 from pysa.text_stream import TextStream
+
+if TYPE_CHECKING:
+    from pysa.model import Model
 
 
 @dataclass
@@ -35,6 +39,7 @@ class Outcome:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     cache: dict[str, int] = field(default_factory=dict)
+    placement: Placement | None = None
 
     @property
     def prompt_per_s(self) -> float:
@@ -107,18 +112,19 @@ def stream(session: Session, tokens: list[int], options: argparse.Namespace, out
 
 
 def measure_cache(session: Session, outcome: Outcome) -> None:
-    """Fills in the bytes allocated, by part, and what a dense cache with room for as many tokens takes."""
+    """Fills in the bytes allocated, by part, where they are, and what a dense cache with room for as many takes."""
     memory = session.memory()
     outcome.n_past, outcome.attention = session.n_past, session.attention
     outcome.n_rows = memory["n_rows"]
     outcome.cache = {part: memory[part] for part in CACHE_PARTS}
+    outcome.placement = Placement.of(session)
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Generates and prints; the exit status."""
     text = read_prompt(options)
     outcome = Outcome()
-    with Model(options.model, n_threads=options.threads) as model:
+    with open_model(options, options.ctx_size) as model:
         plan = model.resolve_plan(options.plan)
         if plan is not None and (note := plan_note(plan)) and not options.json:
             console.note([note])

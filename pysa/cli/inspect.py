@@ -89,7 +89,7 @@ def _tokenizer_facts(model: Model) -> dict[str, Any]:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Inspects and prints; the exit status."""
-    with Model(options.model, use_repack=False) as model:
+    with Model(options.model, use_repack=False, device="cpu") as model:
         inspection = inspect_model(model, options)
     if options.json:
         console.json(inspection.to_json())

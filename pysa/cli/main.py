@@ -53,6 +53,10 @@ def _run(arguments: list[str]) -> int:
         from pysa.cli import serve  # noqa: PLC0415
 
         return serve.run(options, console)
+    if options.command == "devices":
+        from pysa.cli import devices  # noqa: PLC0415
+
+        return devices.run(options, console)
     from pysa.cli import inspect  # noqa: PLC0415
 
     return inspect.run(options, console)

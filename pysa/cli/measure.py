@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pysa.cli import measure_table
 from pysa.cli.console import Console
 from pysa.cli.measure_options import MAX_CTX, read_plan, read_plans
+from pysa.cli.options import open_model
 from pysa.errors import ArgumentError
 from pysa.model import Model
 from pysa.plan import Plan
@@ -45,7 +46,7 @@ class Facts:
 
     def __post_init__(self) -> None:
         o = self.options
-        self.engine = Engine(o.type_k, o.type_v, o.ubatch, o.attention, o.v_skip)
+        self.engine = Engine(o.type_k, o.type_v, o.ubatch, o.attention, o.v_skip, o.kv_offload)
 
     def to_json(self) -> dict[str, Any]:
         """As one JSON object."""
@@ -54,7 +55,13 @@ class Facts:
         if corpus is not None:
             text = {"files": list(corpus.paths), "sha256": corpus.sha256, "n_tokens": len(corpus.tokens)}
         return {
-            "model": {"file": model.path, "architecture": model.arch, "n_layer": model.n_layer},
+            "model": {
+                "file": model.path,
+                "architecture": model.arch,
+                "n_layer": model.n_layer,
+                "device": model.device,
+                "n_gpu_layers": model.n_gpu_layers,
+            },
             "text": text,
             "engine": {**asdict(self.engine), "n_threads": model.n_threads},
             "plans": {name: self._plan(plan) for name, plan in self.plans.items()},
@@ -83,7 +90,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Measures, prints, and writes the picture; the exit status."""
     if options.png:
         check_picture(options.png, options.force)
-    with Model(options.model, n_threads=options.threads) as model:
+    with open_model(options, _n_ctx_of_all(options)) as model:
         report = COMMANDS[options.command](model, options, lambda total: _bar(console, total))
         facts = report.facts.to_json()
         if options.json:
@@ -93,6 +100,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if options.png:
         save_picture(report.picture(), options.png, options.force)
     return 0
+
+
+def _n_ctx_of_all(options: argparse.Namespace) -> int:
+    """Tokens of all sessions that are open at once, at most: one for each plan, and the dense one's."""
+    longest = options.ctx_size if isinstance(options.ctx_size, int) else max(options.ctx_size or [MAX_CTX])
+    n_plans = len(options.plan) if isinstance(options.plan, list) else 1
+    return longest if options.command == "perplexity" else longest * (1 + n_plans)
 
 
 @contextmanager

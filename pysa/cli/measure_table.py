@@ -28,6 +28,8 @@ def facts_lines(facts: Mapping[str, Any]) -> list[str]:
         window = f", window {plan['n_sink']:,} + {plan['n_recent']:,}" if plan["n_recent"] else ""
         saving = f", saves {100 * plan['saving']:.1f} % at {plan['saving_at']:,} tokens" if plan["saving"] else ""
         lines.append(f"plan    {name}: {plan['method']}{window}{saving}")
+    if facts["model"]["n_gpu_layers"]:
+        lines.append(f"device  {facts['model']['device']}: {facts['model']['n_gpu_layers']} layers")
     return [*lines, f"cache   {engine['type_k']} keys, {engine['type_v']} values"]
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pysa.session import Session
 
 
+INT32_MAX = 2**31 - 1
+
+
 class Parser(argparse.ArgumentParser):
     """Raises instead of printing a usage text of its own."""
 
@@ -54,6 +57,14 @@ def build_parser() -> Parser:
             "bench",
             help="measure speed at some depths",
             description="Measures decoding and prompts at some depths, beside the speed that memory is read with.",
+            allow_abbrev=False,
+        )
+    )
+    _output_options(
+        commands.add_parser(
+            "devices",
+            help="list the GPUs that can be used",
+            description="Lists the GPUs that this build can use here, as --device names them. See docs/gpu.md.",
             allow_abbrev=False,
         )
     )
@@ -163,6 +174,47 @@ def engine_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-t", "--threads", type=integer(0, 512), default=0, metavar="N", help="0: the physical cores (0)"
     )
+    _device_options(group)
+
+
+def _device_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="a GPU of `pysa devices`, auto: the best there is, or cpu (auto)",
+    )
+    group.add_argument(
+        "-ngl",
+        "--gpu-layers",
+        type=gpu_layers,
+        default=-1,
+        metavar="N",
+        help="the last N layers on the GPU, the output counts as one more; all, or auto: as many as fit (auto)",
+    )
+    group.add_argument(
+        "--no-kv-offload",
+        dest="kv_offload",
+        action="store_false",
+        help="keep the cache in the host's memory, and attention on the CPU",
+    )
+
+
+def open_model(options: argparse.Namespace, n_ctx: int) -> Model:
+    """The model as the options of engine_options want it; n_ctx: of the sessions to come, as for Model."""
+    from pysa.model import Model  # noqa: PLC0415  the engine is loaded only by a command that needs it
+
+    return Model(
+        options.model,
+        options.threads,
+        device=options.device,
+        n_gpu_layers=options.gpu_layers,
+        n_ctx=min(n_ctx, INT32_MAX),
+        type_k=options.type_k,
+        type_v=options.type_v,
+        n_ubatch=options.ubatch,
+        kv_offload=options.kv_offload,
+    )
 
 
 def open_session(model: Model, options: argparse.Namespace, n_ctx: int) -> Session:
@@ -175,17 +227,22 @@ def open_session(model: Model, options: argparse.Namespace, n_ctx: int) -> Sessi
         options.attention,
         options.plan,
         v_skip=options.v_skip,
+        kv_offload=options.kv_offload,
     )
 
 
 def common_options(parser: argparse.ArgumentParser) -> None:
     """The model, and how much is said."""
     parser.add_argument("model", metavar="MODEL.gguf", help="the model file")
+    _output_options(parser)
+
+
+def _output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object to stdout, nothing else")
     parser.add_argument("--verbose", action="store_true", help="say more on stderr; show tracebacks")
 
 
-def integer(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
+def integer(low: int, high: int = INT32_MAX) -> Callable[[str], int]:
     """A type of option: an integer in a range."""
 
     def parse(text: str) -> int:
@@ -220,6 +277,16 @@ def number(low: float, high: float = 1e6) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def gpu_layers(text: str) -> int:
+    """A type of option: a number of layers, `all`, or `auto`: -1."""
+    if text in ("auto", "all"):
+        return -1 if text == "auto" else INT32_MAX
+    try:
+        return integer(0)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, all or auto, got {text!r}") from None
 
 
 def _share(text: str) -> float:

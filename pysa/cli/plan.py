@@ -122,7 +122,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
     settings, output = settings_of(options), check_outputs(options)
     state = Path(options.state) if options.state else output.with_name(f"{output.name}.state")
     calibration = Path(options.calibration) if options.calibration else None
-    with Status(console, settings.time_s) as status, Model(options.model, n_threads=options.threads) as model:
+    # Trials, which choose a plan, are computed by the CPU alone.
+    model = Model(options.model, n_threads=options.threads, device="cpu")
+    with Status(console, settings.time_s) as status, model:
         corpus = read_corpus(model, options.text)
         planner = Planner(model, corpus, settings, state, status.say, status.progress)
         try:

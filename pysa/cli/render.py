@@ -80,6 +80,7 @@ def plan_note(plan: Plan) -> str | None:
 def footer_lines(outcome: Outcome) -> list[str]:
     """Speed and the cache's bytes by part, after a generation."""
     cache = outcome.cache
+    where = outcome.placement.text() if outcome.placement else None
     parts = {
         "own keys": cache["keys"],
         "values": cache["values"],
@@ -94,4 +95,5 @@ def footer_lines(outcome: Outcome) -> list[str]:
         f"cache       {', '.join(f'{name} {size_text(n)}' for name, n in parts.items() if n)}",
         f"            {size_text(cache['total'])} allocated, with room for {outcome.n_rows:,} tokens"
         f"; dense {size_text(cache['dense'])}: {100 * outcome.saving:.1f} % saved",
+        *([f"device      {where}"] if where else []),
     ]

@@ -25,6 +25,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         if package not in ("starlette", "uvicorn", "anyio", "h11", "click"):
             raise
         raise UsageError(f"serve: {package} is missing; pip install 'pysa[serve]'") from error
+    from pysa.cli.placement import Placement  # noqa: PLC0415
     from pysa.llama.async_llama import AsyncLlama  # noqa: PLC0415
 
     key = _key(options)
@@ -59,6 +60,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
             attention=options.attention,
             plan=options.plan,
             v_skip=options.v_skip,
+            device=options.device,
+            n_gpu_layers=options.gpu_layers,
+            offload_kqv=options.kv_offload,
             seed=-1,
             chat_format=options.chat_format,
             cache_dir=options.cache_dir,
@@ -66,6 +70,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
             verbose=options.verbose,
         )
         with contextlib.closing(llama):
+            placement = Placement.of(llama._llama.session)
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             if key is None and not is_local:
                 console.note(
@@ -74,9 +79,12 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
             def started() -> None:
                 if options.json:
-                    console.json({"url": url, "model": settings.names[0], "n_ctx": llama.n_ctx(), "pid": os.getpid()})
+                    facts = {"url": url, "model": settings.names[0], "n_ctx": llama.n_ctx(), "pid": os.getpid()}
+                    console.json({**facts, "device": placement.device, "n_gpu_layers": placement.n_gpu_layers})
                 else:
                     lanes = f"{options.parallel} requests at once, {llama.n_ctx():,} tokens each"
+                    if (where := placement.text()) is not None:
+                        console.note([f"pysa: {where}"])
                     console.note([f"pysa: serving {settings.names[0]} at {url}/v1 ({lanes}); Ctrl-C ends it"])
 
             was_interrupted = serve(llama, settings, listeners, options.drain, options.verbose, started)

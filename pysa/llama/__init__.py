@@ -34,6 +34,7 @@ from pysa.llama.arguments import (
 from pysa.llama.as_llama_cpp import install_as_llama_cpp
 from pysa.llama.caches import BaseLlamaCache, LlamaCache, LlamaDiskCache, LlamaRAMCache
 from pysa.llama.llama import Llama
+from pysa.llama.offload import llama_supports_gpu_offload
 from pysa.llama.request import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from pysa.llama.state import LlamaState
 from pysa.llama.tokenizer import LlamaTokenizer
@@ -81,6 +82,7 @@ __all__ = [
     "StoppingCriteriaList",
     "__version__",
     "install_as_llama_cpp",
+    "llama_supports_gpu_offload",
 ]
 
 

@@ -46,18 +46,20 @@ class Argument:
         kind: `used`; `idle`: the result does not depend on it; `refused`: it would, and pysa cannot.
         default: as llama_cpp.Llama has it.
         why: for the warning or the error.
+        also: further values of an idle one that ask for what is done anyway.
     """
 
     kind: Literal["used", "idle", "refused"]
     default: Any = None
     why: str = ""
+    also: tuple[Any, ...] = ()
 
 
 ARGUMENTS: dict[str, Argument] = {
-    "n_gpu_layers": Argument("idle", 0, "pysa computes on the processor"),
-    "split_mode": Argument("idle", LLAMA_SPLIT_MODE_LAYER),
-    "main_gpu": Argument("idle", 0),
-    "tensor_split": Argument("idle"),
+    "n_gpu_layers": Argument("used", 0),
+    "split_mode": Argument("idle", LLAMA_SPLIT_MODE_LAYER, "one GPU is used", also=(LLAMA_SPLIT_MODE_NONE,)),
+    "main_gpu": Argument("used", 0),
+    "tensor_split": Argument("idle", None, "one GPU is used"),
     "vocab_only": Argument("used", False),
     "use_mmap": Argument("used", True),
     "use_mlock": Argument("idle", False, "weights may be paged out"),
@@ -80,7 +82,7 @@ ARGUMENTS: dict[str, Argument] = {
     "yarn_orig_ctx": Argument("refused", 0),
     "logits_all": Argument("used", False),
     "embedding": Argument("used", False),
-    "offload_kqv": Argument("idle", True),
+    "offload_kqv": Argument("used", True),
     "flash_attn": Argument("idle", False, "attention= chooses"),
     "op_offload": Argument("idle"),
     "swa_full": Argument("idle"),
@@ -116,12 +118,21 @@ def own_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def warn_of_idle(given: Mapping[str, Any], unknown: Mapping[str, Any], stacklevel: int) -> None:
-    """One warning for all arguments that have no effect here and all that nobody knows."""
+def warn_of_idle(given: Mapping[str, Any], unknown: Mapping[str, Any], no_gpu: str, stacklevel: int) -> None:
+    """One warning for all arguments that have no effect here and all that nobody knows.
+
+    Args:
+        given: the constructor's arguments.
+        unknown: those that it does not have.
+        no_gpu: why no GPU is used though layers were asked for; empty if one is, or none were.
+        stacklevel: as for warnings.warn.
+    """
     idle = []
+    if no_gpu:
+        idle.append(f"n_gpu_layers={given['n_gpu_layers']!r} ({no_gpu})")
     for name, value in given.items():
         known = ARGUMENTS.get(name)
-        if known is None or known.kind != "idle" or value is None or value == known.default:
+        if known is None or known.kind != "idle" or value is None or value in (known.default, *known.also):
             continue
         if name == "n_threads_batch" and value == given.get("n_threads"):
             continue

@@ -15,7 +15,7 @@ _MODULES = {
     "llama": ("pysa.llama", *_TYPES),
     "llama_cache": ("pysa.llama.caches",),
     "llama_chat_format": ("pysa.llama.chat_handler",),
-    "llama_cpp": ("pysa.llama.arguments",),
+    "llama_cpp": ("pysa.llama.arguments", "pysa.llama.offload"),
     "llama_grammar": ("pysa.grammar",),
     "llama_tokenizer": ("pysa.llama.tokenizer",),
     "llama_types": _TYPES,

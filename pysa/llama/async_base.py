@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec
 
+from pysa._arguments import PathLike
 from pysa.llama.llama import Llama
 from pysa.llama.tokenizer import LlamaTokenizer
 from pysa.model import Model
@@ -15,7 +16,11 @@ P = ParamSpec("P")
 
 
 class Requests(Llama):
-    """A Llama that gives completions away instead of running them."""
+    """A Llama that gives completions away instead of running them; its sessions are as many as requests at once."""
+
+    def __init__(self, model_path: PathLike, n_parallel: int = 1, **arguments: Any) -> None:
+        self._n_sessions = n_parallel
+        super().__init__(model_path, **arguments)
 
     def _run(self, completion: Any, stream: bool) -> Any:
         return completion, stream

@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pysa._arguments import PathLike, check_bool, check_tokens
+from pysa._arguments import PathLike, check_bool, check_int, check_tokens
 from pysa.errors import ArgumentError, ContextFullError
 from pysa.llama.async_base import AsyncBase, Requests, as_of
 from pysa.llama.async_stream import ChunkStream, result_of
@@ -61,7 +61,7 @@ class AsyncLlama(AsyncBase):
         for name, value in WITHOUT.items():
             if arguments.get(name, value) != value:
                 raise ArgumentError(f"{name}: not for AsyncLlama: expected {value!r}, got {arguments[name]!r}")
-        self._llama = llama = Requests(model_path, **arguments)
+        self._llama = llama = Requests(model_path, check_int("n_parallel", n_parallel, 1, 256), **arguments)
         try:
             sessions = iter([llama.session])  # it has opened one already
 

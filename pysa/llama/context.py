@@ -165,11 +165,11 @@ class Context:
         """Takes a session of the cache folder in place of this one, if that spares more of the prompt."""
         if self.cache is None:
             return
-        n_shared = common_prefix(self.session.tokens, tokens[:-1])
-        n_held = self.session.native.rollback_position(n_shared)
-        found = self.cache.find(self.session.model, tokens, settings_of(self.session), longer_than=n_held)
+        held = self.session
+        n_held = held.native.rollback_position(common_prefix(held.tokens, tokens[:-1]))
+        found = self.cache.find(held.model, tokens, settings_of(held), longer_than=n_held, kv_offload=held.kv_offload)
         if found is not None:
-            self.session.close()
+            held.close()
             self.session, self._n_on_disk = found, found.n_past
 
     def keep(self) -> None:

@@ -7,12 +7,14 @@ from types import SimpleNamespace, TracebackType
 from typing import Any
 
 from pysa._arguments import Attention, PathLike, check_bool, check_int, check_path
+from pysa._footprint import read_shape
 from pysa.llama import arguments as args
 from pysa.llama.caches import BaseLlamaCache, LlamaDiskCache
 from pysa.llama.completions import Completions
 from pysa.llama.context import Context
 from pysa.llama.embedding import Embeddings, resolve_pooling
 from pysa.llama.evaluation import Evaluation
+from pysa.llama.offload import choose_offload
 from pysa.llama.pretrained import download
 from pysa.llama.tokenizer import text_metadata
 from pysa.model import Model
@@ -28,6 +30,9 @@ class Llama(Completions, Embeddings, Evaluation):
 
     Args:
         model_path: the GGUF file.
+        n_gpu_layers: so many of the last layers are kept on a GPU, the output counts as one more; -1: as many as fit.
+        main_gpu: which of pysa.devices() that is; 0: the best one, or with split_mode=LLAMA_SPLIT_MODE_NONE the first.
+        offload_kqv: the cache of layers on the GPU is there too.
         n_ctx: most tokens of a prompt and its answer; 0: as many as the model was trained for.
         n_batch: most tokens of an input of embed().
         n_ubatch: most tokens evaluated at once, with n_batch.
@@ -44,6 +49,7 @@ class Llama(Completions, Embeddings, Evaluation):
         plan: what replaces the file's own sharing plan, see Model.session().
         attention: `fused`, `composed` or `auto`.
         v_skip: largest share of a head's distant weights whose values need not be read; None: the engine's choice.
+        device: the GPU's name in place of main_gpu, as pysa.devices() has it, or `cpu`.
         cache_dir: folder in which sessions are kept by what they begin with, see pysa.prefix_cache.
         cache_bytes: most bytes in that folder.
 
@@ -51,7 +57,10 @@ class Llama(Completions, Embeddings, Evaluation):
         ArgumentError: an argument is out of range, or would change the result in a way pysa does not have.
         ModelFileError: the file is missing, damaged or inconsistent.
         UnsupportedModelError: an architecture that pysa does not have.
+        DeviceError: the layers asked for do not fit into the GPU's memory, or there is no such device.
     """
+
+    _n_sessions = 1  # that are full at once, when it is estimated how many layers fit on a GPU
 
     def __init__(
         self,
@@ -104,12 +113,14 @@ class Llama(Completions, Embeddings, Evaluation):
         plan: Plan | Mapping[str, Any] | PathLike | None = None,
         attention: Attention = "auto",
         v_skip: float | None = None,
+        device: str | None = None,
         cache_dir: PathLike | None = None,
         cache_bytes: int = 4 << 30,
         **kwargs: Any,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
-        args.warn_of_idle(given, kwargs, stacklevel=2)
+        offload = choose_offload(n_gpu_layers, main_gpu, split_mode, device)
+        args.warn_of_idle(given, kwargs, offload.no_gpu, stacklevel=2)
         self._arguments = given
         self.model_path = check_path("model_path", model_path)
         self.verbose = check_bool("verbose", verbose)
@@ -126,8 +137,17 @@ class Llama(Completions, Embeddings, Evaluation):
             "type_v": args.cache_type("type_v", type_v),
         }
 
+        kinds["kv_offload"] = check_bool("offload_kqv", offload_kqv)
         model = Model(
-            self.model_path, args.thread_count(n_threads), use_mmap, use_repack=not check_bool("vocab_only", vocab_only)
+            self.model_path,
+            args.thread_count(n_threads),
+            use_mmap,
+            use_repack=not check_bool("vocab_only", vocab_only),
+            device=offload.device,
+            n_gpu_layers=0 if vocab_only else offload.n_gpu_layers,
+            n_ctx=self._n_ctx_of_all(n_ctx, offload.n_gpu_layers),
+            n_ubatch=min(n_batch, n_ubatch, 65536),
+            **kinds,
         )
         metadata = model.metadata
         args.check_refused(given, metadata, self.model_path)
@@ -166,6 +186,12 @@ class Llama(Completions, Embeddings, Evaluation):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+    def _n_ctx_of_all(self, n_ctx: int, n_gpu_layers: int) -> int:
+        """Tokens of all sessions together, for the estimate of how many layers fit; 0: the model's own length."""
+        if self._n_sessions > 1 and n_ctx == 0 and n_gpu_layers == -1:
+            n_ctx = read_shape(self.model_path)[0].n_ctx_train
+        return min(n_ctx * self._n_sessions, 2**31 - 1)
 
     @property
     def context_params(self) -> SimpleNamespace:

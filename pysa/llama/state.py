@@ -104,7 +104,7 @@ def session_from_bytes(like: Session, data: bytes) -> Session:
     with tempfile.TemporaryDirectory(prefix="pysa-state-") as folder:
         path = Path(folder, "session.state")
         path.write_bytes(data)
-        session = like.model.load_session(path)
+        session = like.model.load_session(path, like.kv_offload)
     found, expected = settings_of(session), settings_of(like)
     if found != expected:
         differing = ", ".join(f"{key}={found[key]!r}" for key in found if found[key] != expected[key])

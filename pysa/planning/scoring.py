@@ -38,10 +38,20 @@ class Engine:
     n_ubatch: int = 512
     attention: Attention = "auto"
     v_skip: float | None = None
+    kv_offload: bool = True
 
     def session(self, model: Model, n_ctx: int, plan: Plan) -> Session:
         """A session for `n_ctx` tokens."""
-        return model.session(n_ctx, self.type_k, self.type_v, self.n_ubatch, self.attention, plan, v_skip=self.v_skip)
+        return model.session(
+            n_ctx,
+            self.type_k,
+            self.type_v,
+            self.n_ubatch,
+            self.attention,
+            plan,
+            v_skip=self.v_skip,
+            kv_offload=self.kv_offload,
+        )
 
     @contextmanager
     def sessions(self, model: Model, n_ctx: int, plans: Mapping[str, Plan]) -> Iterator[dict[str, Session]]:

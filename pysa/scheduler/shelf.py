@@ -27,7 +27,8 @@ class Shelf:
     """
 
     def __init__(self, cache: PrefixCache, like: Session) -> None:
-        self._cache, self._model, self._settings = cache, like.model, settings_of(like)
+        self._cache, self._model = cache, like.model
+        self._settings, self._kv_offload = settings_of(like), like.kv_offload
         self._thread = ThreadPoolExecutor(1, "pysa-shelf")
 
     def fetch(self, lane: Lane, prompt: Ids, ready: Callable[[Lane], None]) -> None:
@@ -53,7 +54,7 @@ class Shelf:
         n_spared, n_lost = lane.n_spared(prompt)
         if n_lost >= WORTH_KEEPING:
             self._cache.put(lane.session, self._settings)
-        found = self._cache.find(self._model, prompt, self._settings, longer_than=n_spared)
+        found = self._cache.find(self._model, prompt, self._settings, longer_than=n_spared, kv_offload=self._kv_offload)
         if found is not None:
             lane.session.close()
             lane.session = found

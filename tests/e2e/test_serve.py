@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.gpus import emulated_gpu
 
 from pysa.llama import Llama
 from pysa.llama.embedding import normalized, pool
@@ -585,3 +586,16 @@ def test_an_open_server_is_warned_of(model: Path) -> None:
         )
         if lines == 2:
             assert "is open to whoever reaches it" in said[0]
+
+
+# ---- on a GPU
+
+
+def test_on_a_gpu_answers_are_the_same(start: Callable[..., Server], llama: Llama) -> None:
+    gpu = emulated_gpu()
+    running = start("--device", gpu, "-ngl", "all", "--attention", "composed", "--parallel", 2)
+    assert (running.facts["device"], running.facts["n_gpu_layers"]) == (gpu, 5)
+    with Llama(llama.model_path, **ENGINE, attention="composed") as plain:
+        expected = plain.create_completion(PROMPT, max_tokens=5, temperature=0)["choices"][0]["text"]
+    _, answer = running.post("/v1/completions", prompt=PROMPT, max_tokens=5, **GREEDY)
+    assert answer["choices"][0]["text"] == expected

@@ -8,16 +8,19 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.gpus import emulated_gpu, on_gpu
 
 from pysa import _native
-from pysa.cli.bench import Bench, Reading, Row, attention_gb_per_s
+from pysa.cli.bench import Bench, Reading, Row, attention_gb_per_s, bandwidth, cache_side
 from pysa.cli.bench_table import bench_lines
 from pysa.cli.main import main
-from pysa.errors import ArgumentError
+from pysa.cli.placement import Placement
+from pysa.errors import ArgumentError, DeviceError
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 USAGE = [
@@ -109,7 +112,10 @@ def test_attention_is_the_time_above_depth_0() -> None:
 
 def bench_of(rows: list[Row], **fields: Any) -> Bench:
     facts = {"file": "m.gguf", "plan": "pod", "n_sink": 16, "n_recent": 4080, "attention": "fused", "kernel": "avx512"}
-    return Bench({**facts, "n_threads": 2}, fields.get("depth_by", "fill"), "f16", "q8_0", 30.0, rows)
+    placement = asdict(fields.get("placement", Placement("cpu", 0, 5, 0, 0, 0)))
+    facts |= {"n_threads": 2, "placement": placement, "card": "a card", "driver": "1.2"}
+    side = placement["device"]
+    return Bench(facts, fields.get("depth_by", "fill"), "f16", "q8_0", fields.get("bandwidth", 30.0), side, rows)
 
 
 @pytest.mark.parametrize("width", [40, 60, 100])
@@ -123,6 +129,45 @@ def test_the_output_fits_the_width_and_has_every_figure(width: int) -> None:
         assert figure in text
     assert "filled with copied rows" in text
     assert "reached by a prompt" in "\n".join(bench_lines(bench_of([deep], depth_by="prompt"), width))
+
+
+def test_on_a_gpu_attention_is_beside_the_speed_of_copying() -> None:
+    deep = row(131072, [20.0, 20.0], 200_000_000)
+    deep.attention_gb_per_s = 240.0
+    where = Placement("CUDA0", 5, 5, 1 << 20, 4, 1 << 21)
+    bench = bench_of([row(0, [10.0, 10.0], 0), deep], placement=where, bandwidth=300.0)
+    assert [one["share"] for one in bench.to_json()["rows"]] == [None, pytest.approx(0.8)]
+    lines = bench_lines(bench, 120)
+    assert "memory  copied, read and written at 300.0 GB/s" in lines
+    assert "card    a card, driver 1.2" in lines
+    assert lines[-1].split()[-3:] == ["240.0", "80", "%"]
+
+
+def test_a_gpu_with_too_little_room_copies_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def copy(device: str, n_bytes: int) -> float:
+        asked.append(n_bytes >> 20)
+        if n_bytes > most:
+            raise DeviceError("out of memory")
+        return 5.0
+
+    monkeypatch.setattr(_native, "copy_bandwidth", copy)
+    most = 300 << 20
+    assert bandwidth("CUDA0", 1) == [5.0]
+    assert asked == [1024, 512, 256]
+    most = 0
+    assert bandwidth("CUDA0", 1) == bandwidth(None, 1) == []
+
+
+@pytest.mark.parametrize(
+    ("n_gpu_layers", "kv_offload", "side"), [(5, True, "EMU0"), (2, True, None), (5, False, "cpu"), (0, True, "cpu")]
+)
+def test_the_speed_is_that_of_the_memory_the_cache_is_in(
+    dense_gguf: Path, n_gpu_layers: int, kv_offload: bool, side: str | None
+) -> None:
+    with on_gpu(dense_gguf, emulated_gpu(), n_gpu_layers=n_gpu_layers) as model:
+        assert cache_side(model.session(8, kv_offload=kv_offload)) == side
 
 
 def test_columns_without_figures_are_left_out() -> None:
@@ -154,6 +199,16 @@ def test_a_narrow_terminal_shows_a_bar_and_no_broken_line(shared_gguf: Path) -> 
     lines = [line for line in re.split(r"[\r\n]+", output.decode()) if str(shared_gguf) not in line]
     assert any(re.fullmatch(r" *\d+ % .*\d+/76 tokens", line) for line in lines)
     assert max(map(len, lines)) <= 40
+
+
+def test_a_gpu_copies_its_memory_unless_it_has_no_room() -> None:
+    gpu = emulated_gpu()
+    assert _native.copy_bandwidth(gpu, 1 << 20, 1) > 0
+    with pytest.raises(DeviceError, match="no room for two times"):
+        _native.copy_bandwidth(gpu, 1 << 40)
+    for arguments, message in (((gpu, 1), "at least 1 MiB"), ((gpu, 1 << 20, 0), "one pass"), (("cpu",), "a GPU")):
+        with pytest.raises(ArgumentError, match=message):
+            _native.copy_bandwidth(*arguments)
 
 
 def test_read_bandwidth_refuses_what_it_cannot_measure() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
+from helpers.gpus import emulated_gpu
 
 import pysa
 from pysa import Plan
@@ -201,3 +203,118 @@ def test_the_comparison_prints_a_row_per_depth(
     assert "depth filled with copied rows" in done.stdout
     assert rows[6:] == ["f16, pysa", "f16, plan", "f16, -fa 0", "f16, -fa 1", "q8_0, pysa", "q8_0, plan", "q8_0, -fa 1"]
     assert (tmp_path / "out.json").stat().st_size > 0
+
+
+# -- on a GPU ----------------------------------------------------------------------------------------------------------
+
+
+FAKE_BENCH = """#!/bin/sh
+echo "$@" >> "$(dirname "$0")/calls"
+echo '[{"samples_ns": [4000000, 4000000]}]'
+"""
+
+
+def test_a_comparison_on_a_gpu_says_where_and_what_it_takes(tiny_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    gpu = emulated_gpu()
+    program = tmp_path / "llama-bench"
+    program.write_text(FAKE_BENCH)
+    program.chmod(0o755)
+    path = tiny_gguf("llama", n_layer=10, n_ctx=8192)
+    command = [sys.executable, BENCH / "against_llama_cpp.py", path, "-d", "300", "-n", "2", "-t", "1", "-r", "1"]
+    command += ["--device", gpu, "-ngl", "all", "--with", "llama-bench", program, "--json", tmp_path / "out.json"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "; EMU0 (emulated GPU, for tests), 11 layers there" in done.stdout.splitlines()[0]
+    for call in (tmp_path / "calls").read_text().splitlines():
+        assert "-fa 1 -dev EMU0 -ngl 11 " in call
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert (found["machine"]["device"], found["machine"]["n_gpu_layers"], found["bandwidth_of"]) == (gpu, 11, gpu)
+    assert [(depth, len(speeds)) for depth, speeds in found["bandwidth"].items()] == [("f16 0", 2), ("f16 300", 2)]
+    assert {row["side"]: row["n_splits"] for row in found["decode"]} == {"pysa": 1, "plan": 1, "-fa 1": None}
+    assert " | memory copied, GB/s |" in done.stdout
+    assert list(found["device_bytes"]) == ["f16, 0, pysa", "f16, 0, plan", "f16, 300, pysa", "f16, 300, plan"]
+    assert found["model_device_bytes"] > 0
+    # 512 rows of keys and values in ten layers of two heads, and what is computed besides.
+    with pysa.Model(path, device="cpu") as model:
+        assert found["device_bytes"]["f16, 300, pysa"] >= model.cache_bytes(512)["total"]
+    assert "| f16, 300, plan | " in done.stdout
+
+
+def test_all_that_a_gpu_is_measured_for_runs_from_end_to_end(tmp_path: Path) -> None:
+    """On the emulated GPU, so no speed is looked at."""
+    program = tmp_path / "build" / "bin" / "llama-bench"
+    program.parent.mkdir(parents=True)
+    program.write_text(FAKE_BENCH)
+    program.chmod(0o755)
+    chosen = {"SHAPES": "tiny", "PLAN": "save30", "DEPTHS": "0,40", "PROMPTS": "20", "TYPES": "f16", "REPEATS": "1"}
+    chosen |= {"TEXT": "", "DIR": str(tmp_path)}
+    environment = {**os.environ, **{f"PYSA_BENCH_{name}": value for name, value in chosen.items()}}
+    command = [BENCH.parent / "tests" / "gpu" / "bench.sh", sys.executable, tmp_path / "build", emulated_gpu()]
+    out = tmp_path / "out"
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env={**environment, "OUT": str(out)})
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "tiny.json").read_text())["machine"]["device"] == "EMU0"
+    assert (out / "tiny.md").read_text() + (out / "targets.md").read_text() == done.stdout
+    assert "| splits of a step | at most 1 | 1.00 (f16, 0, pysa) | met |" in done.stdout
+    assert "| decoding with the plan at 131,072 | at least 1.35 |  | not measured |" in done.stdout
+
+
+def test_targets_are_met_by_the_worst_figure(tool: Callable[[str], Any]) -> None:
+    report, gpu_targets = tool("report"), tool("gpu_targets")
+    results = report.Results("1b.gguf", 1, "llama-bench", "prompt", {"saving at 32768": 0.35}, None, {})
+    # Attention reads 4 MB and 2.6 MB more than at depth 0.
+    for type_, times in (("f16", [1, 5, 4, 6]), ("q8_0", [1, 4, 3, 4])):
+        for depth, side, ms in zip((0, 32768, 32768, 32768), ("pysa", "pysa", "plan", "-fa 1"), times, strict=True):
+            size = 0 if depth == 0 else {"pysa": 4_000_000, "plan": 2_600_000, "-fa 1": 0}[side]
+            results.decode.append(report.Decode(type_, depth, side, [float(ms)], size, 1 if side != "-fa 1" else None))
+        results.bandwidth[f"{type_} 32768"] = [1.25, 1.25]
+    for side, seconds in (("pysa", 2.0), ("plan", 1.0), ("-fa 1", 1.5)):
+        results.prompts.append(report.Prompt("f16", 32768, side, [seconds]))
+    results.device_bytes = {"f16, 32768, pysa": 1000, "f16, 32768, plan": 660}
+    found = json.loads(json.dumps(results.to_json()))
+    cells = [target.cells()[2:] for target in gpu_targets.targets(found)]
+    assert cells == [
+        ["1.00 (q8_0, 32,768, pysa)", "met"],
+        ["1.33 (q8_0, 32,768, plan)", "met"],
+        ["", "not measured"],
+        ["0.80 (f16, 32,768, pysa)", "met"],
+        ["0.75 (f16)", "missed"],
+        ["1.50 (f16)", "met"],
+        ["1.00 (f16, 0, pysa)", "met"],
+    ]
+    what = "GPU memory saved by the plan, f16, 32,768"
+    assert gpu_targets.saved(found) == [[what, "formula: 35.0%", "34.0%", "measured"]]
+
+
+def test_the_oracle_is_refused_beside_a_gpu_and_the_cpu_is_the_default(
+    tool: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    against, sides = tool("against_llama_cpp"), tool("sides")
+    monkeypatch.setattr(sys, "argv", ["against", "m.gguf", "--device", "CUDA0"])
+    with pytest.raises(SystemExit):
+        against.parsed()
+    assert "the oracle computes on the CPU" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["against", "m.gguf"])
+    assert against.parsed().device == "cpu"
+    setup = sides.Setup("m.gguf", 2, "f16", 0, fill=False)
+    assert sides.llama_bench_command("b", 0, setup)[-2:] == ["-dev", "none"]
+
+
+def test_batches_are_measured_on_a_gpu_too(dense_gguf: Path) -> None:
+    command = [
+        sys.executable,
+        BENCH / "batch_throughput.py",
+        dense_gguf,
+        "-s",
+        "2",
+        "-n",
+        "2",
+        "--turn",
+        "1",
+        "-t",
+        "1",
+    ]
+    command += ["--device", emulated_gpu(), "-ngl", "3", "--attention", "composed", "--json", "-"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert (found["device"], found["n_gpu_layers"], found["card"]) == ("EMU0", 3, "emulated GPU, for tests")
+    assert found["rows"][0]["together_per_s"] > 0

@@ -1,4 +1,4 @@
-"""The inner loops of the CPU attention (native/src/ops/cpu_kernels.h) equal plain loops in double.
+"""The inner loops of the CPU attention (native/src/ops/cpu_kernels.h), and kernels for GPUs, equal plain ones.
 
 The check is tests/native/kernel_check*.cpp, with its tolerances; `ninja kernel_check` builds it as a program, and
 tests/native/check_arm64.sh runs it for NEON in an emulator.
@@ -29,3 +29,9 @@ def sets_expected() -> list[str]:
 
 def test_every_set_of_kernels_equals_plain_loops() -> None:
     assert _oracle.check_kernels() == sets_expected()
+
+
+def test_gpu_kernels_equal_plain_sums(capfd: pytest.CaptureFixture[str]) -> None:
+    """By the emulator: tests/native/gpu_check*.cpp, with its tolerances; `ninja gpu_check` builds it as a program."""
+    n_failed = _oracle.check_gpu_kernels()
+    assert n_failed == 0, capfd.readouterr().out

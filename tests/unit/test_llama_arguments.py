@@ -13,7 +13,7 @@ import pysa
 from pysa.llama import GGML_TYPE_Q8_0, Llama
 from pysa.llama.arguments import ARGUMENTS
 
-OURS = ("plan", "attention", "v_skip", "cache_dir", "cache_bytes")
+OURS = ("plan", "attention", "v_skip", "device", "cache_dir", "cache_bytes")
 
 
 def opened(path: Path, **arguments: Any) -> Llama:
@@ -57,10 +57,10 @@ def test_defaults_warn_of_nothing(dense_gguf: Path) -> None:
 
 def test_what_has_no_effect_is_named_in_one_warning(dense_gguf: Path) -> None:
     with pytest.warns(UserWarning, match="without effect") as caught:
-        opened(dense_gguf, n_gpu_layers=-1, flash_attn=True, offload_kqv=False, f16_kv=True, n_parts=-1).close()
+        opened(dense_gguf, n_gpu_layers=-1, flash_attn=True, split_mode=2, f16_kv=True, n_parts=-1).close()
     assert len(caught) == 1
     text = str(caught[0].message)
-    for part in ("n_gpu_layers=-1", "flash_attn=True", "offload_kqv=False", "unknown: f16_kv, n_parts"):
+    for part in ("n_gpu_layers=-1 (this build", "flash_attn=True", "split_mode=2 (one GPU", "unknown: f16_kv, n_parts"):
         assert part in text
     assert caught[0].filename == __file__
 

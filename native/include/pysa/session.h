@@ -66,9 +66,9 @@ class Session {
 
     // A versioned file with a checksum; written beside its name, then renamed. ArgumentError if it exists and not `force`.
     void save(const std::string & path, bool force) const;
-    // The session as it was saved, with its own parameters and plan. StateFileError if the file is damaged, of another version,
-    // or made with another model.
-    static std::unique_ptr<Session> load(std::shared_ptr<const Model> model, const std::string & path);
+    // The session as it was saved, with its own parameters and plan; where its cache lies is this process's choice.
+    // StateFileError if the file is damaged, of another version, or made with another model.
+    static std::unique_ptr<Session> load(std::shared_ptr<const Model> model, const std::string & path, bool kv_offload);
 
     void reset();
 

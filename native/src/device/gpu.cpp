@@ -125,7 +125,8 @@ std::vector<DeviceInfo> list_devices() {
 }
 
 std::string device_support() {
-    if (!Gpu::all().empty()) return "";
+    for (const auto & gpu : Gpu::all())
+        if (!gpu->is_chosen_by_name) return "";
 #ifdef PYSA_CUDA
     const std::string missing = missing_cuda_library();
     return missing.empty() ? "this build has CUDA, but found no GPU"

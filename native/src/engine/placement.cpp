@@ -66,16 +66,19 @@ Placement place_layers(const GgufFile & file, const HParams & hp, const SharingP
     const CacheLayout layout = make_cache_layout(plan, hp, 0);
     const std::vector<int64_t> weights = weight_bytes(file, hp.n_layer);
     int64_t room = Gpu::room(placement.gpu->buffer_type()) - step_bytes(hp, plan, n_ctx, params.n_ubatch);
+    int64_t n_largest = 0;  // bytes of a layer's cache: while it grows it is there twice
     for (int32_t il = hp.n_layer; il >= 0; --il) {
         room -= weights[size_t(il)];
         if (il < hp.n_layer && params.kv_offload) {
             CacheLayout one = layout;
             one.layers = {layout.layers[size_t(il)]};
-            room -= cache_bytes(one, n_ctx, int64_t(ggml_row_size(types.k, hp.n_embd_head_k)),
-                                int64_t(ggml_row_size(types.v, hp.n_embd_head_v)))
-                        .total();
+            const int64_t n_bytes = cache_bytes(one, n_ctx, int64_t(ggml_row_size(types.k, hp.n_embd_head_k)),
+                                                int64_t(ggml_row_size(types.v, hp.n_embd_head_v)))
+                                        .total();
+            room -= n_bytes;
+            n_largest = std::max(n_largest, n_bytes);
         }
-        if (room < 0) break;
+        if (room < n_largest) break;
         ++placement.n_gpu_layers;
     }
     return placement;

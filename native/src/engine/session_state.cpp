@@ -103,11 +103,12 @@ void Session::Impl::load_state(StateReader & reader) {
     cache_.restore_position(n_past, n_written);
 }
 
-std::unique_ptr<Session> Session::load(std::shared_ptr<const Model> model, const std::string & path) {
+std::unique_ptr<Session> Session::load(std::shared_ptr<const Model> model, const std::string & path, bool kv_offload) {
     StateReader reader(path);
     if (reader.get<uint64_t>("model") != model->fingerprint())
         throw StateFileError(path + ": expected a session of this model and plan, got one of another file");
     SessionParams params;
+    params.kv_offload = kv_offload;
     params.n_ctx = reader.get<int64_t>("n_ctx");
     params.n_ubatch = reader.get<int32_t>("n_ubatch");
     params.n_slack = reader.get<int32_t>("n_slack");

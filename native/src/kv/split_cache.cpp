@@ -68,7 +68,8 @@ SplitCache::Layer SplitCache::allocate_layer(size_t il, int64_t n_rows) const {
         return rows == 0 || n_heads == 0 ? nullptr
                                          : ggml_new_tensor_3d(layer.ctx.get(), type, n_embd_head, rows, n_heads);
     };
-    const int64_t n_window = std::min(ring_.n_rows, n_rows);
+    // Vulkan wants a head's first row aligned, whatever the type: 32 rows are a multiple of 64 bytes.
+    const int64_t n_window = GGML_PAD(std::min(ring_.n_rows, n_rows), ggml_backend_buft_is_host(type) ? 1 : 32);
     layer.tensors.k_full = make(types_.k, hp_.n_embd_head_k, n_rows, layout.n_k_full);
     layer.tensors.v_full = make(types_.v, hp_.n_embd_head_v, n_rows, layout.n_v_full);
     layer.tensors.k_ring = make(types_.k, hp_.n_embd_head_k, n_window, layout.n_k_ring);
