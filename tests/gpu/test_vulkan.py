@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.gpus import on_gpu
-from helpers.plans import CASES, GQA2, TOLERANCES, Case, build_plan, relative_error
+from helpers.plans import CASES, GQA2, Case, build_plan, relative_error
 
 import pysa
 
 NAMES = [device.name for device in pysa.devices() if device.name.startswith("Vulkan")]
 pytestmark = pytest.mark.skipif(not NAMES, reason="no Vulkan device, or a build without PYSA_VULKAN")
 
-# ggml's Vulkan products round their inputs to f16 for quantised rows, and its exponentials are the driver's.
-FACTOR = 20
+# About three times what lavapipe was measured at; its products and exponentials are less exact than the CPU's.
+TOLERANCE = 5e-3
+QUANTISED = ("q8_0", "q4_0")
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +31,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_attention_equals_the_reference(case: Case, folder: Path) -> None:
     tokens = case.tokens()
+    if case.type_k in QUANTISED or case.type_v in QUANTISED:
+        with on_gpu(case.path(folder), NAMES[0]) as model:
+            with pytest.raises(pysa.DeviceError, match="expected f32, f16 or bf16"):
+                model.session(plan=case.plan(folder), type_k=case.type_k, type_v=case.type_v)
+            model.session(plan=case.plan(folder), type_k=case.type_k, type_v=case.type_v, kv_offload=False)
+        return
     with on_gpu(case.path(folder), NAMES[0]) as model:
         session = model.session(n_ubatch=48, plan=case.plan(folder), type_k=case.type_k, type_v=case.type_v)
         pieces = [session.eval(piece, logits="all") for piece in (tokens[:-2], tokens[-2:-1], tokens[-1:])]
         assert (session.attention, session.kernel) == ("composed", "ggml")
         assert session.memory()["device"] > 0
-    assert (
-        relative_error(np.concatenate(pieces), case.reference(folder)) <= FACTOR * TOLERANCES["composed", case.type_k]
-    )
+    assert relative_error(np.concatenate(pieces), case.reference(folder)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("n_gpu_layers", [1, 2, GQA2.n_layer, GQA2.n_layer + 1])
@@ -51,4 +56,4 @@ def test_any_number_of_layers_gives_what_the_cpu_does(n_gpu_layers: int, options
     with on_gpu(path, NAMES[0], n_gpu_layers=n_gpu_layers) as model:
         session = model.session(plan=plan, v_skip=0.0, n_ubatch=64, **options)
         found = session.eval(tokens, logits="all")
-    assert relative_error(found, expected) <= 5e-3
+    assert relative_error(found, expected) <= TOLERANCE

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.gpus import TOLERANCES, emulated_gpu, on_gpu, real_gpu
+from helpers.gpus import EMULATED, TOLERANCES, emulated_gpu, on_gpu, real_gpu
 from helpers.plans import CASES, MQA, Case, build_plan, by_name, relative_error
 from helpers.plans import TOLERANCES as CPU_TOLERANCES
 from numpy.typing import NDArray
@@ -49,14 +49,16 @@ def has_kernels(case: Case) -> bool:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_kernels_equal_the_reference(case: Case, folder: Path, device: str) -> None:
     n = len(case.tokens())
-    n_single = N_SINGLE if device == "EMU0" else n // 2
+    n_single = N_SINGLE if device == EMULATED else n // 2
     sizes = [(n - n_single) // 2, n - n_single - (n - n_single) // 2, *[1] * n_single]
     session, logits = run(case, folder, device, sizes)
     expected = case.reference(folder)
     assert session.n_splits == 1
     if not has_kernels(case):
         assert session.attention == "composed"
-        assert relative_error(logits, expected) <= CPU_TOLERANCES["composed", case.type_k]
+        # ggml multiplies f32 by TF32 on a real card, 10 bits of mantissa as f16 has.
+        limits = CPU_TOLERANCES["composed", case.type_k], TOLERANCES["several", case.type_k]
+        assert relative_error(logits, expected) <= limits[device != EMULATED]
         return
     assert session.attention == "fused"
     error = np.abs(logits - expected).max(axis=1) / np.ptp(expected)
@@ -69,7 +71,7 @@ def test_kernels_equal_the_reference(case: Case, folder: Path, device: str) -> N
 def test_single_tokens_equal_the_reference(name: str, folder: Path, device: str) -> None:
     """From the first token on, so that f16 products of a prompt are not in it."""
     case = by_name(name)
-    n = 60 if device == "EMU0" else len(case.tokens())
+    n = 60 if device == EMULATED else len(case.tokens())
     with on_gpu(case.path(folder), device) as model:
         session = model.session(plan=case.plan(folder), v_skip=0.0, n_ubatch=1, type_k=case.type_k, type_v=case.type_v)
         logits = session.eval(case.tokens()[:n], logits="all")
@@ -80,7 +82,7 @@ def test_values_left_out_stay_within_the_bound(folder: Path, device: str) -> Non
     case = Case("v-skip", MQA, "mixed", 4, 20, 613, seed=51)
     plan = build_plan("mixed", MQA, case.n_sink, case.n_recent, seed=51)
     tokens = case.tokens()
-    n_single = 4 if device == "EMU0" else 100
+    n_single = 4 if device == EMULATED else 100
     results = []
     for v_skip in (0.0, 0.01, 0.1):
         with on_gpu(case.path(folder), device) as model:

@@ -6,6 +6,7 @@
 #include <deque>
 #include <mutex>
 
+#include "base/process_id.h"
 #include "ggml.h"
 #include "llama.h"
 
@@ -50,6 +51,7 @@ void on_abort(const char * message) {
 void init_logging() {
     static std::once_flag once;
     std::call_once(once, [] {
+        is_backends_process();  // this one
         ggml_set_abort_callback(on_abort);
         llama_log_set(on_log, nullptr);
         ggml_log_set(on_log, nullptr);

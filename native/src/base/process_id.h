@@ -19,4 +19,11 @@ inline int64_t process_id() {
 #endif
 }
 
+// Whether this is the process that called it first: the one that has started ggml's backends (init_logging()), or one where none
+// are started. A GPU's driver does not survive a fork.
+inline bool is_backends_process() {
+    static const int64_t process = process_id();
+    return process == process_id();
+}
+
 }  // namespace pysa

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <memory>
 
-#include "ggml-backend.h"
+#include "device/buffer.h"
 
 namespace pysa {
 
@@ -22,8 +22,7 @@ class DeviceMemory {
 
   private:
     std::unique_ptr<ggml_context, decltype(&ggml_free)> ctx_{nullptr, ggml_free};
-    std::unique_ptr<ggml_backend_buffer, decltype(&ggml_backend_buffer_free)> buffer_{nullptr,
-                                                                                      ggml_backend_buffer_free};
+    BufferPtr buffer_;
     ggml_tensor * bytes_ = nullptr;  // i8
     size_t size_ = 0;
 };

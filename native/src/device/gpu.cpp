@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
+#include <tuple>
 
 #include "base/log.h"
+#include "base/process_id.h"
 #include "pysa/error.h"
 #ifdef PYSA_CUDA
 #include "cuda/lazy_libraries.h"
@@ -29,7 +30,7 @@ bool is_gpu(ggml_backend_dev_t device) {
     return type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
 }
 
-[[maybe_unused]] std::string backend_of(ggml_backend_dev_t device) {
+std::string backend_of(ggml_backend_dev_t device) {
     return ggml_backend_reg_name(ggml_backend_dev_backend_reg(device));
 }
 
@@ -53,6 +54,8 @@ Gpu::Gpu(ggml_backend_dev_t device, const gpu::AttnKernels * kernels, StreamOf s
 }
 
 const std::vector<std::unique_ptr<Gpu>> & Gpu::all() {
+    static const std::vector<std::unique_ptr<Gpu>> none;
+    if (!is_backends_process()) return none;  // a forked child, in which a driver would fail
     static const std::vector<std::unique_ptr<Gpu>> gpus = [] {
         init_logging();
         std::vector<std::unique_ptr<Gpu>> found;
@@ -73,18 +76,33 @@ const std::vector<std::unique_ptr<Gpu>> & Gpu::all() {
     return gpus;
 }
 
+// Most memory free, an integrated one last. A single one is not asked: asking starts a card.
+const Gpu * Gpu::best() {
+    std::vector<const Gpu *> usable;
+    for (const auto & gpu : all())
+        if (!gpu->is_chosen_by_name) usable.push_back(gpu.get());
+    std::vector<std::tuple<bool, int64_t, const Gpu *>> ranked;
+    for (const Gpu * gpu : usable) {
+        const DeviceInfo info = usable.size() > 1 ? gpu->info() : DeviceInfo();
+        ranked.emplace_back(!info.is_integrated, info.free_bytes, gpu);
+    }
+    std::sort(ranked.rbegin(), ranked.rend());
+    for (const auto & candidate : ranked)
+        if (!std::get<2>(candidate)->fault()) return std::get<2>(candidate);
+    return nullptr;
+}
+
 const Gpu * Gpu::find(const std::string & name) {
     if (name == "cpu") return nullptr;
-    if (name == "auto") {
-        const Gpu * best = nullptr;
-        const auto rank = [](const DeviceInfo & info) { return std::make_pair(!info.is_integrated, info.free_bytes); };
-        for (const auto & gpu : all())
-            if (!gpu->is_chosen_by_name && (!best || rank(gpu->info()) > rank(best->info()))) best = gpu.get();
-        return best;
-    }
+    if (name == "auto") return best();
     std::string names = "auto, cpu";
     for (const auto & gpu : all()) {
-        if (gpu->name() == name) return gpu.get();
+        if (gpu->name() == name) {
+            if (const char * why = gpu->fault())
+                throw DeviceError("device: " + name + ": expected a card that this build has code for, got " + why +
+                                  "; build with PYSA_CUDA_ARCHITECTURES for it, or choose cpu");
+            return gpu.get();
+        }
         names += ", " + gpu->name();
     }
     const std::string why = device_support();
@@ -109,8 +127,23 @@ int64_t Gpu::free_bytes() const { return info().free_bytes; }
 int64_t Gpu::room(ggml_backend_buffer_type_t type) {
     size_t free = 0, total = 0;
     ggml_backend_dev_memory(ggml_backend_buft_get_device(type), &free, &total);
-    return int64_t(free) - std::min(reserve_bytes, int64_t(total) / 16);
+    return int64_t(free) - reserve(type);
 }
+
+int64_t Gpu::reserve(ggml_backend_buffer_type_t type) {
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(ggml_backend_buft_get_device(type), &free, &total);
+    return std::min<int64_t>(256ll << 20, int64_t(total) / 16);
+}
+
+const char * Gpu::fault() const {
+#ifdef PYSA_CUDA
+    if (backend_of(device_) == "CUDA") return cuda_device_fault(std::atoi(name_.c_str() + std::strlen("CUDA")));
+#endif
+    return nullptr;
+}
+
+bool Gpu::copies_quantised_rows() const { return backend_of(device_) != "Vulkan"; }
 
 ggml_backend_t Gpu::start() const {
     ggml_backend_t backend = proxy_ ? proxy_->start() : ggml_backend_dev_init(device_, nullptr);
@@ -127,9 +160,10 @@ std::vector<DeviceInfo> list_devices() {
 std::string device_support() {
     for (const auto & gpu : Gpu::all())
         if (!gpu->is_chosen_by_name) return "";
+    if (!is_backends_process()) return "a forked process cannot use a GPU; start processes with the method \"spawn\"";
 #ifdef PYSA_CUDA
     const std::string missing = missing_cuda_library();
-    return missing.empty() ? "this build has CUDA, but found no GPU"
+    return missing.empty() ? "this build has CUDA, but found no GPU that it has code for"
                            : "this build has CUDA, but cannot use it: " + missing;
 #elif defined(PYSA_VULKAN)
     return "this build has Vulkan, but found no GPU";

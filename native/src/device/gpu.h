@@ -29,18 +29,26 @@ class Gpu {
     int64_t free_bytes() const;
     // Bytes that may still be taken of a device's memory, its reserve left alone.
     static int64_t room(ggml_backend_buffer_type_t type);
+    // Memory that is left alone when weights and caches are placed: ggml's own working memory cannot fail without ending the process.
+    static int64_t reserve(ggml_backend_buffer_type_t type);
     ggml_backend_buffer_type_t buffer_type() const { return ggml_backend_dev_buffer_type(device_); }
     bool supports(const ggml_tensor * op) const { return ggml_backend_dev_supports_op(device_, op); }
     // Null if there are none, or they are switched off by PYSA_GPU_KERNELS=0.
     const gpu::AttnKernels * kernels() const { return kernels_; }
 
+    // Whether ggml converts quantised rows there as they should be: on lavapipe, its Vulkan backend (0.25.3) did not where several
+    // heads' rows came to no multiple of 256 values.
+    bool copies_quantised_rows() const;
+
+    // Null if this build has code for the device, or why not; asking starts the device.
+    const char * fault() const;
+
     // What runs graphs, nodes of our own among them. DeviceError.
     ggml_backend_t start() const;
 
-    // Memory that is left alone when weights and caches are placed: ggml's own working memory cannot fail without ending the process.
-    static constexpr int64_t reserve_bytes = 256ll << 20;
-
   private:
+    static const Gpu * best();
+
     ggml_backend_dev_t device_;
     const gpu::AttnKernels * kernels_;
     std::unique_ptr<ProxyDevice> proxy_;

@@ -9,17 +9,13 @@
 namespace pysa {
 
 Compute::Compute(int32_t n_threads, size_t max_nodes, const Gpu * gpu)
-    : n_threads_(n_threads), process_(process_id()), gpu_(gpu) {
+    : n_threads_(n_threads), max_nodes_(max_nodes), process_(process_id()), gpu_(gpu) {
     if (gpu) device_ = gpu->start();
     ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
     params.poll = 0;  // threads that spin while they wait take other sessions' cores: two in turn were ten times slower
     pool_ = ggml_threadpool_new(&params);
     cpu_ = ggml_backend_cpu_init();
-    if (cpu_) {
-        ggml_backend_t backends[2] = {device_, cpu_};
-        sched_ = ggml_backend_sched_new(device_ ? backends : backends + 1, nullptr, device_ ? 2 : 1, max_nodes, false,
-                                        false);
-    }
+    if (cpu_) make_scheduler();
     if (!pool_ || !cpu_ || !sched_) {
         free_all();
         throw DeviceError("CPU backend: cannot start " + std::to_string(n_threads) +
@@ -28,6 +24,13 @@ Compute::Compute(int32_t n_threads, size_t max_nodes, const Gpu * gpu)
     ggml_backend_cpu_set_n_threads(cpu_, n_threads);
     ggml_backend_cpu_set_threadpool(cpu_, pool_);
     ggml_backend_cpu_set_abort_callback(cpu_, &Compute::abort_callback, this);
+}
+
+void Compute::make_scheduler() {
+    if (sched_) ggml_backend_sched_free(sched_);
+    ggml_backend_t backends[2] = {device_, cpu_};
+    sched_ =
+        ggml_backend_sched_new(device_ ? backends : backends + 1, nullptr, device_ ? 2 : 1, max_nodes_, false, false);
 }
 
 Compute::~Compute() {
@@ -66,10 +69,18 @@ void Compute::place(ggml_cgraph * gf, const std::vector<bool> & on_gpu) {
 void Compute::allocate(ggml_cgraph * gf, const std::vector<bool> & on_gpu) {
     ggml_backend_sched_reset(sched_);
     if (device_) place(gf, on_gpu);
-    if (!ggml_backend_sched_alloc_graph(sched_, gf))
-        throw DeviceError("compute buffer: out of memory" + std::string(gpu_ ? " on " + gpu_->name() : "") +
-                          ": cannot hold the activations of a step; choose a smaller n_ubatch" +
-                          (gpu_ ? " or fewer n_gpu_layers" : ""));
+    const int64_t n_before = size_bytes();
+    const bool is_allocated = ggml_backend_sched_alloc_graph(sched_, gf);
+    if (is_allocated && !has_filled_device(n_before)) return;
+    make_scheduler();  // one that has failed takes the memory for allocated the next time
+    throw DeviceError("compute buffer: out of memory" + std::string(gpu_ ? " on " + gpu_->name() : "") +
+                      ": cannot hold the activations of a step; choose a smaller n_ubatch" +
+                      (gpu_ ? " or fewer n_gpu_layers" : ""));
+}
+
+// Whether the last allocation took what ggml itself may need while it computes: failing there would end the process.
+bool Compute::has_filled_device(int64_t n_before) const {
+    return gpu_ && size_bytes() > n_before && Gpu::room(gpu_->buffer_type()) < -Gpu::reserve(gpu_->buffer_type()) / 2;
 }
 
 void Compute::run(ggml_cgraph * gf, const std::function<bool()> & interrupt) {

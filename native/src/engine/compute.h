@@ -33,9 +33,12 @@ class Compute {
   private:
     static bool abort_callback(void * data);
     void place(ggml_cgraph * gf, const std::vector<bool> & on_gpu);
+    void make_scheduler();
+    bool has_filled_device(int64_t n_before) const;
     void free_all();
 
     int32_t n_threads_;
+    size_t max_nodes_;
     int64_t process_;  // that the threads are in
     const Gpu * gpu_;
     ggml_threadpool * pool_ = nullptr;

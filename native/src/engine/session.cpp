@@ -2,6 +2,7 @@
 #include "pysa/session.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/pages.h"
 #include "engine/placement.h"
@@ -51,12 +52,13 @@ std::vector<ggml_backend_buffer_type_t> buffer_types(const Model & model, int32_
 
 std::unique_ptr<SharedAttention> Session::Impl::make_attention() const {
     const bool any_cpu = first_gpu_layer_ > 0, any_gpu = first_gpu_layer_ < hp_.n_layer;
-    if (params_.attention == "composed") return make_composed_attention(table_, cache_);
+    const bool is_composed = params_.attention == "composed";
     std::unique_ptr<SharedAttention> on_cpu, on_gpu;
-    if (any_cpu) on_cpu = make_fused_cpu_attention(table_, cache_, compute_.n_threads(), params_.v_skip);
+    if (any_cpu && !is_composed)
+        on_cpu = make_fused_cpu_attention(table_, cache_, compute_.n_threads(), params_.v_skip);
     if (any_gpu) {
         const Gpu & gpu = *compute_.gpu();
-        if (gpu.kernels() && gpu.kernels()->supports(gpu_attn_shape(table_, cache_, params_.v_skip))) {
+        if (!is_composed && gpu.kernels() && gpu.kernels()->supports(gpu_attn_shape(table_, cache_, params_.v_skip))) {
             on_gpu = make_fused_gpu_attention(table_, cache_, gpu, params_.v_skip);
         } else if (params_.attention == "fused") {
             throw DeviceError("attention: expected auto or composed: " + gpu.name() +
@@ -64,7 +66,13 @@ std::unique_ptr<SharedAttention> Session::Impl::make_attention() const {
         } else {
             on_gpu = make_composed_attention(table_, cache_);
         }
+        const bool is_quantised = ggml_is_quantized(cache_.types().k) || ggml_is_quantized(cache_.types().v);
+        if (std::strcmp(on_gpu->name(), "composed") == 0 && is_quantised && !gpu.copies_quantised_rows())
+            throw DeviceError("type_k, type_v: expected f32, f16 or bf16: " + gpu.name() +
+                              "'s backend copies quantised rows wrongly, got " + params_.type_k + " and " +
+                              params_.type_v + "; choose f16, or kv_offload off");
     }
+    if (is_composed) return make_composed_attention(table_, cache_);  // one for both sides
     if (!on_cpu) return on_gpu;
     return on_gpu ? make_placed_attention(first_gpu_layer_, std::move(on_cpu), std::move(on_gpu)) : std::move(on_cpu);
 }

@@ -13,7 +13,7 @@ void Session::Impl::eval(const int32_t * tokens, int64_t n_tokens, Logits logits
     model_->check_process();
     begin(n_tokens);
     try {
-        take_in(tokens, n_tokens);
+        take_in(tokens, n_tokens, logits == Logits::all);
         eval_ubatches(logits, sink, interrupt);
         keep();
     } catch (const std::bad_alloc &) {
@@ -31,21 +31,22 @@ void Session::Impl::begin(int64_t n_tokens) {
     cache_.hold(n_tokens);
 }
 
-void Session::Impl::take_in(const int32_t * tokens, int64_t n_tokens) {
+void Session::Impl::take_in(const int32_t * tokens, int64_t n_tokens, bool wants_all_rows) {
     const int64_t n_before = cache_.n_past();
     tokens_.insert(tokens_.end(), tokens, tokens + n_tokens);  // checked here: the caller's may change meanwhile
     check_tokens(n_before);
-    cache_.keep_free(free_bytes_for_steps(n_before + n_tokens));
+    cache_.keep_free(free_bytes_for_steps(n_before + n_tokens, wants_all_rows));
     cache_.reserve(n_before + n_tokens);
 }
 
 // What steps up to n positions may need beyond what they hold already.
-int64_t Session::Impl::free_bytes_for_steps(int64_t n) const {
+int64_t Session::Impl::free_bytes_for_steps(int64_t n, bool wants_all_rows) const {
     if (first_gpu_layer_ == hp_.n_layer) return 0;
     const int64_t n_ubatch = std::min<int64_t>(params_.n_ubatch, n);
     const int64_t shared = std::min(params_.distant_budget_bytes, n_ubatch * attention_->bytes_per_token(n));
     const int64_t one_token = 4 * n * (hp_.n_head + table_.n_slots);
-    return std::max<int64_t>(0, activation_bytes(hp_, n_ubatch) - compute_.size_bytes()) +
+    const int64_t logits = wants_all_rows ? 4 * n_ubatch * hp_.n_vocab : 0;
+    return std::max<int64_t>(0, activation_bytes(hp_, n_ubatch) + logits - compute_.size_bytes()) +
            std::max<int64_t>(0, shared + one_token - attention_->size_bytes());
 }
 
@@ -88,7 +89,9 @@ void Session::Impl::check_tokens(int64_t first) const {
 }
 
 int64_t Session::Impl::ubatch_size(int64_t n_left) const {
-    const int64_t n = std::min<int64_t>(n_left, params_.n_ubatch);
+    // ggml's CUDA kernels have a token for each block of a grid's second dimension, which may have 65,535.
+    const int64_t n_most = compute_.gpu() ? std::min(params_.n_ubatch, 32768) : params_.n_ubatch;
+    const int64_t n = std::min<int64_t>(n_left, n_most);
     const int64_t per_token = attention_->bytes_per_token(cache_.n_past() + n);
     return per_token == 0 ? n : std::clamp<int64_t>(params_.distant_budget_bytes / per_token, 1, n);
 }

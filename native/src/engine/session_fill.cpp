@@ -1,5 +1,6 @@
 // A long cache without the hours it takes to evaluate one: for measurements and tests. Copies of rows held stand for rows.
 #include <algorithm>
+#include <cstring>
 #include <random>
 
 #include "engine/session_impl.h"
@@ -37,15 +38,15 @@ std::vector<Copy> draw_copies(const Ring & ring, int64_t n_past, int64_t n, uint
 // `row` says where the tensor keeps a position.
 template <class Row> void copy_rows(ggml_tensor * tensor, const std::vector<Copy> & copies, bool is_ring, Row row) {
     if (!tensor) return;
-    std::vector<uint8_t> rows(tensor->nb[2]);  // of a head, as they were: a ring's are overwritten
+    std::vector<uint8_t> rows(tensor->nb[2]), before;  // of a head
     for (int64_t head = 0; head < tensor->ne[2]; ++head) {
-        const size_t begin = head * tensor->nb[2];
-        ggml_backend_tensor_get(tensor, rows.data(), begin, rows.size());
-        for (const Copy & copy : copies) {
-            if (is_ring && !copy.in_ring) continue;
-            ggml_backend_tensor_set(tensor, rows.data() + row(copy.from) * tensor->nb[1],
-                                    begin + row(copy.to) * tensor->nb[1], tensor->nb[1]);
-        }
+        ggml_backend_tensor_get(tensor, rows.data(), head * tensor->nb[2], rows.size());
+        before = rows;  // a ring's are overwritten
+        for (const Copy & copy : copies)
+            if (!is_ring || copy.in_ring)
+                std::memcpy(rows.data() + row(copy.to) * tensor->nb[1], before.data() + row(copy.from) * tensor->nb[1],
+                            tensor->nb[1]);
+        ggml_backend_tensor_set(tensor, rows.data(), head * tensor->nb[2], rows.size());
     }
 }
 

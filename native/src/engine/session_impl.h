@@ -23,8 +23,8 @@ class Session::Impl {
     // Begins an evaluation of n tokens, which keep() or revert() ends. ContextFullError.
     void begin(int64_t n_tokens);
     // Checks its tokens and makes room for them; they are in tokens_ then.
-    void take_in(const int32_t * tokens, int64_t n_tokens);
-    int64_t free_bytes_for_steps(int64_t n) const;
+    void take_in(const int32_t * tokens, int64_t n_tokens, bool wants_all_rows = false);
+    int64_t free_bytes_for_steps(int64_t n, bool wants_all_rows) const;
     void keep() { cache_.release(); }
     void revert();
     // As many tokens as n_ubatch and the budget for shared scores allow at the depth they end at.

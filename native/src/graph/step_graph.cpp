@@ -20,11 +20,6 @@ ggml_tensor * stretch(ggml_context * ctx, ggml_tensor * t, int dim, int64_t firs
     return ggml_view_3d(ctx, t, ne[0], ne[1], ne[2], t->nb[1], t->nb[2], size_t(first) * t->nb[dim]);
 }
 
-// Quantised from adjacent rows: not every backend takes others.
-ggml_tensor * as_type(ggml_context * ctx, ggml_tensor * rows, ggml_type type) {
-    return ggml_cast(ctx, ggml_is_quantized(type) ? ggml_cont(ctx, rows) : rows, type);
-}
-
 }  // namespace
 
 size_t step_graph_nodes(const HParams & hp, size_t n_lanes) {
@@ -150,8 +145,8 @@ ggml_tensor * StepGraphBuilder::attend(ggml_context * ctx, ggml_cgraph * gf, int
     if (wanted) {
         AttnInputs in{q, k, rows.v};
         if (cache.layout().n_recent > 0) {
-            in.k_cur = as_type(ctx, k, cache.types().k);
-            in.v_cur = as_type(ctx, rows.v, cache.types().v);
+            in.k_cur = ggml_cast(ctx, k, cache.types().k);
+            in.v_cur = ggml_cast(ctx, rows.v, cache.types().v);
         }
         out = lane.given.attention->build(ctx, gf, il, in);
         ggml_build_forward_expand(gf, out);

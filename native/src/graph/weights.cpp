@@ -148,7 +148,12 @@ void Weights::load(const std::vector<TensorSpec> & specs, const HParams & hp, co
             for (const Entry & entry : entries)
                 ggml_backend_tensor_alloc(buffers_.back().get(), *entry.place, data + entry.from->offset);
         } else {
-            buffers_.emplace_back(ggml_backend_alloc_ctx_tensors_from_buft(ctx, type));
+            int64_t n_bytes = 0;
+            for (const Entry & entry : entries)
+                n_bytes += int64_t(ggml_backend_buft_get_alloc_size(type, *entry.place));
+            const bool is_gpus = options.gpu && type == options.gpu->buffer_type();
+            buffers_.emplace_back(
+                is_gpus && n_bytes > Gpu::room(type) ? nullptr : ggml_backend_alloc_ctx_tensors_from_buft(ctx, type));
             if (!buffers_.back())
                 throw DeviceError(file_->path() + ": out of memory: cannot hold the weights in " +
                                   ggml_backend_buft_name(type) +

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "device/buffer.h"
 #include "device/gpu.h"
 #include "file/gguf_file.h"
 #include "ggml-backend.h"
@@ -34,16 +35,13 @@ class Weights {
     struct ContextDeleter {
         void operator()(ggml_context * ctx) const { ggml_free(ctx); }
     };
-    struct BufferDeleter {
-        void operator()(ggml_backend_buffer * buffer) const { ggml_backend_buffer_free(buffer); }
-    };
 
     void load(const std::vector<TensorSpec> & specs, const HParams & hp, const WeightOptions & options);
 
     std::shared_ptr<const GgufFile> file_;  // keeps the mapping alive
     ModelWeights model_;
     std::vector<std::unique_ptr<ggml_context, ContextDeleter>> contexts_;
-    std::vector<std::unique_ptr<ggml_backend_buffer, BufferDeleter>> buffers_;
+    std::vector<BufferPtr> buffers_;
     int64_t size_bytes_ = 0;
     int64_t copied_bytes_ = 0;
     int64_t device_bytes_ = 0;

@@ -1,5 +1,7 @@
 #include "kv/split_cache.h"
 
+#include <atomic>
+#include <map>
 #include <string>
 
 #include "base/huge_pages.h"
@@ -17,6 +19,9 @@ constexpr size_t n_most_checkpoints = 32;
 constexpr int64_t n_log_ahead = 64;
 constexpr int64_t n_most_windows =
     4;  // what their rows may take; the newest one is kept whatever it takes, a window at most
+
+// Of all caches: another one may come to lie where this one was.
+std::atomic<uint64_t> last_generation{0};
 
 // A head's rows, to where there is room for more of them; within a device if both are there.
 void copy_head(ggml_tensor * from, ggml_tensor * to, int64_t head) {
@@ -68,8 +73,7 @@ SplitCache::Layer SplitCache::allocate_layer(size_t il, int64_t n_rows) const {
         return rows == 0 || n_heads == 0 ? nullptr
                                          : ggml_new_tensor_3d(layer.ctx.get(), type, n_embd_head, rows, n_heads);
     };
-    // Vulkan wants a head's first row aligned, whatever the type: 32 rows are a multiple of 64 bytes.
-    const int64_t n_window = GGML_PAD(std::min(ring_.n_rows, n_rows), ggml_backend_buft_is_host(type) ? 1 : 32);
+    const int64_t n_window = std::min(ring_.n_rows, n_rows);
     layer.tensors.k_full = make(types_.k, hp_.n_embd_head_k, n_rows, layout.n_k_full);
     layer.tensors.v_full = make(types_.v, hp_.n_embd_head_v, n_rows, layout.n_v_full);
     layer.tensors.k_ring = make(types_.k, hp_.n_embd_head_k, n_window, layout.n_k_ring);
@@ -77,11 +81,7 @@ SplitCache::Layer SplitCache::allocate_layer(size_t il, int64_t n_rows) const {
     if (ggml_get_first_tensor(layer.ctx.get()) == nullptr) return layer;
 
     place_tensors(layer, type);
-    if (!layer.buffer) {
-        throw DeviceError("KV cache: out of memory: expected room for " + std::to_string(n_rows) +
-                          " positions, got a failed allocation on " + ggml_backend_buft_name(type) + "; " +
-                          advice(type));
-    }
+    if (!layer.buffer) throw out_of_memory(n_rows, type);
     if (ggml_backend_buffer_is_host(layer.buffer.get()))
         prefer_huge_pages(ggml_backend_buffer_get_base(layer.buffer.get()),
                           ggml_backend_buffer_get_size(layer.buffer.get()));
@@ -128,11 +128,37 @@ std::string SplitCache::advice(ggml_backend_buffer_type_t type) const {
            ", a smaller cache type, fewer n_gpu_layers, or kv_offload off";
 }
 
+// Before a layer is touched: layers that have grown while others could not would only keep a device full.
+void SplitCache::check_devices(int64_t n_rows) const {
+    struct Need {
+        int64_t more = 0,
+                most = 0;  // bytes beyond what is held; of the largest layer, which is there twice while it is copied
+    };
+    std::map<ggml_backend_buffer_type_t, Need> needs;
+    for (size_t il = 0; il < layers_.size(); ++il) {
+        if (!is_on_device(int32_t(il)) || layers_[il].n_rows >= n_rows) continue;
+        CacheLayout one = layout_;
+        one.layers = {layout_.layers[il]};
+        const int64_t n_held = layers_[il].buffer ? int64_t(ggml_backend_buffer_get_size(layers_[il].buffer.get())) : 0;
+        Need & need = needs[buffer_types_[il]];
+        need.more += cache_bytes(one, n_rows, row_bytes_k(), row_bytes_v()).total() - n_held;
+        need.most = std::max(need.most, n_held);
+    }
+    for (const auto & [type, need] : needs)
+        if (need.more + need.most > Gpu::room(type) - n_kept_free_) throw out_of_memory(n_rows, type);
+}
+
+DeviceError SplitCache::out_of_memory(int64_t n_rows, ggml_backend_buffer_type_t type) const {
+    return DeviceError("KV cache: out of memory: expected room for " + std::to_string(n_rows) +
+                       " positions, got a failed allocation on " + ggml_backend_buft_name(type) + "; " + advice(type));
+}
+
 void SplitCache::reserve(int64_t n) {
     if (n <= n_rows_) return;
     // Growing copies every row, so a long cache grows by a share of itself: a token pays for 16 rows at most.
     const auto whole_blocks = [](int64_t rows) { return (rows + n_block - 1) / n_block * n_block; };
     const int64_t n_rows = std::min(whole_blocks(std::max(n, n_rows_ + n_rows_ / 16)), whole_blocks(n_ctx_));
+    check_devices(n_rows);
     // One layer at a time, so that the peak is one layer above the cache. A failure leaves some layers larger, none smaller.
     for (size_t il = 0; il < layers_.size(); ++il) {
         Layer & old = layers_[il];
@@ -147,7 +173,7 @@ void SplitCache::reserve(int64_t n) {
         keep_rows(old.tensors.k_ring, grown.tensors.k_ring, is_zero);
         keep_rows(old.tensors.v_ring, grown.tensors.v_ring, is_zero);
         old = std::move(grown);
-        ++generation_;
+        generation_ = ++last_generation;
     }
     n_rows_ = n_rows;
 }

@@ -10,10 +10,12 @@
 #include <vector>
 
 #include "base/pages.h"
+#include "device/buffer.h"
 #include "ggml-backend.h"
 #include "kv/cache_layout.h"
 #include "kv/ring.h"
 #include "kv/ring_log.h"
+#include "pysa/error.h"
 
 namespace pysa {
 
@@ -119,21 +121,20 @@ class SplitCache {
     struct ContextDeleter {
         void operator()(ggml_context * ctx) const { ggml_free(ctx); }
     };
-    struct BufferDeleter {
-        void operator()(ggml_backend_buffer * buffer) const { ggml_backend_buffer_free(buffer); }
-    };
     struct Layer {
         LayerCache tensors;
         int64_t n_rows = 0;
         std::unique_ptr<ggml_context, ContextDeleter> ctx;
         Pages pages;  // of the buffer, where the host has it; zeros at first
-        std::unique_ptr<ggml_backend_buffer, BufferDeleter> buffer;
+        BufferPtr buffer;
     };
 
     void return_to(const Checkpoint & checkpoint);
     bool reads_are_slow() const;
     Layer allocate_layer(size_t il, int64_t n_rows) const;                     // the rows are not yet set
     void place_tensors(Layer & layer, ggml_backend_buffer_type_t type) const;  // layer.buffer is null if that fails
+    void check_devices(int64_t n_rows) const;
+    DeviceError out_of_memory(int64_t n_rows, ggml_backend_buffer_type_t type) const;
     std::string advice(ggml_backend_buffer_type_t type) const;
 
     const HParams hp_;

@@ -157,7 +157,6 @@ class FusedGpuAttention final : public SharedAttention {
             place_prompt();
             return;
         }
-        n_prompt += n_prompt / 4;  // the next ubatch needs more
         const size_t n_layer = table_.layers.size();
         heads_at_ = 0;
         kv_heads_at_ = aligned(n_layer * table_.hp.n_head * sizeof(gpu::Head));
@@ -165,9 +164,12 @@ class FusedGpuAttention final : public SharedAttention {
         decode_at_ = aligned(step_at_ + sizeof(gpu::Step));
         prompt_at_ = aligned(decode_at_ + n_decode);
         const gpu::SkipStats kept = stats();
-        prompt_bytes_ = n_prompt;
-        memory_ = DeviceMemory();  // the old one first: there may be room for one only
-        memory_ = DeviceMemory(gpu_.buffer_type(), prompt_at_ + n_prompt);
+        memory_ = DeviceMemory();                              // the old one first: there may be room for one only
+        for (const size_t more : {n_prompt / 4, size_t(0)}) {  // the next ubatch needs more, if there is room
+            if (memory_.data()) break;
+            prompt_bytes_ = n_prompt + more;
+            memory_ = DeviceMemory(gpu_.buffer_type(), prompt_at_ + prompt_bytes_);
+        }
         if (!memory_.data()) {
             generation_ = 0;
             throw DeviceError(gpu_.name() + ": out of memory: expected " + std::to_string(prompt_at_ + n_prompt) +

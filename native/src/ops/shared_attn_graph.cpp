@@ -93,14 +93,8 @@ class ComposedAttention final : public SharedAttention {
         return t->type == GGML_TYPE_F32 ? t : ggml_cast(ctx, t, GGML_TYPE_F32);
     }
 
-    // All n_kv rows of a full tensor's heads: f32 [n_embd_head, n_kv, n]. Quantised ones head by head: not every backend converts them
-    // with gaps between.
+    // All n_kv rows of a full tensor's heads: f32 [n_embd_head, n_kv, n].
     ggml_tensor * full_rows(ggml_context * ctx, ggml_tensor * full, int64_t index, int64_t n) const {
-        if (n > 1 && ggml_is_quantized(full->type)) {
-            ggml_tensor * rows = full_rows(ctx, full, index, 1);
-            for (int64_t i = 1; i < n; ++i) rows = ggml_concat(ctx, rows, full_rows(ctx, full, index + i, 1), 2);
-            return rows;
-        }
         return as_f32(
             ctx, ggml_view_3d(ctx, full, full->ne[0], step_.n_kv(), n, full->nb[1], full->nb[2], index * full->nb[2]));
     }
