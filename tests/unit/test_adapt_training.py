@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,21 @@ def test_bf16_products_give_about_the_same_loss(checkpoint: Checkpoint) -> None:
 
 
 # ---- schedule and length
+
+
+def test_a_step_that_is_done_is_logged_before_an_interrupt_is_let_through(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    trainer, logged = trainer_of(checkpoint), []
+    step = trainer.optimiser.step
+    monkeypatch.setattr(trainer.optimiser, "step", lambda: (step(), signal.raise_signal(signal.SIGINT)))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.advance(logged.append)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [record["step"] for record in logged] == [trainer.step] == [1]
 
 
 def test_the_learning_rate_rises_and_falls_to_nothing() -> None:

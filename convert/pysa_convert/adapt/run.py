@@ -111,8 +111,7 @@ def train(trainer: Trainer, unfinished: Unfinished, held_out: Rows | None, setti
             if trainer.step == 0 and held_out is not None:
                 unfinished.log(trainer.evaluate(held_out))
             while not trainer.is_done:
-                record = trainer.advance()
-                unfinished.log(record)
+                record = trainer.advance(unfinished.log)
                 bar.update()
                 bar.set_postfix({name: f"{record[name]:.4f}" for name in ("loss", "kl", "ce")})
                 is_due = trainer.is_done or trainer.step % settings.eval_every == 0

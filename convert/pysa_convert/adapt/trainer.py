@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,8 +63,11 @@ class Trainer:
             return self.step >= self.n_steps
         return self.time_s >= 60.0 * (self.settings.minutes or 1.0)
 
-    def advance(self) -> dict[str, float]:
+    def advance(self, log: Callable[[dict[str, float]], None] | None = None) -> dict[str, float]:
         """One step; an interrupt leaves everything as it was before, or after.
+
+        Args:
+            log: takes the step's record, before an interrupt that came meanwhile is let through.
 
         Raises:
             AdaptError: the loss or its gradient is no longer finite.
@@ -86,16 +89,19 @@ class Trainer:
             self.step += 1
             self.n_tokens += int(self.rows.n_used[numbers].sum())
             self.time_s += time.monotonic() - started
-        return {
-            "step": self.step,
-            "loss": self.objective.value(losses),
-            "kl": losses.kl / losses.n,
-            "ce": losses.ce / losses.n,
-            "lr": lr,
-            "gradient_norm": norm,
-            "tokens": self.n_tokens,
-            "seconds": self.time_s,
-        }
+            record = {
+                "step": self.step,
+                "loss": self.objective.value(losses),
+                "kl": losses.kl / losses.n,
+                "ce": losses.ce / losses.n,
+                "lr": lr,
+                "gradient_norm": norm,
+                "tokens": self.n_tokens,
+                "seconds": self.time_s,
+            }
+            if log is not None:
+                log(record)
+        return record
 
     def _gradients(self, numbers: npt.NDArray[np.intp]) -> Losses:
         """Adds up the gradients of a step's rows, a few rows at a time."""
