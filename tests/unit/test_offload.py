@@ -69,6 +69,13 @@ def test_any_number_of_layers_gives_what_the_cpu_does(
         np.testing.assert_array_equal(logits(model, plan=plan, attention=attention, kv_offload=False), expected)
 
 
+def test_weights_in_the_processors_layout_are_not_on_a_gpu(path: Path) -> None:
+    quantised = GQA2.write(path.parent, dtype="q4_0")
+    with pysa.Model(quantised, n_threads=1, device="cpu") as model:
+        assert model.native.copied_bytes > 0
+        assert model.device_bytes == 0
+
+
 @pytest.mark.parametrize("n_gpu_layers", [2, N_LAYER, N_LAYER + 1])
 def test_composed_attention_on_the_gpu_equals_the_cpus(path: Path, plan: pysa.Plan, n_gpu_layers: int) -> None:
     with pysa.Model(path, n_threads=1, device="cpu") as model:

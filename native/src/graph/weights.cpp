@@ -162,7 +162,7 @@ void Weights::load(const std::vector<TensorSpec> & specs, const HParams & hp, co
                 ggml_backend_tensor_set(*entry.place, file_->tensor_data(*entry.from), 0, entry.from->size_bytes);
                 file_->release(*entry.from);
                 copied_bytes_ += int64_t(entry.from->size_bytes);
-                if (!ggml_backend_buft_is_host(type)) device_bytes_ += int64_t(entry.from->size_bytes);
+                if (is_gpus) device_bytes_ += int64_t(entry.from->size_bytes);
             }
         }
         ggml_backend_buffer_set_usage(buffers_.back().get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);

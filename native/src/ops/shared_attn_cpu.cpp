@@ -1,5 +1,6 @@
 // Fused attention on the CPU: custom ops of the graph, whose threads take units of work from cpu_decode.h (one token: two nodes a
 // layer) or cpu_prompt.h (several: one node).
+#include "ops/attn_node.h"
 #include "ops/cpu_decode.h"
 #include "ops/cpu_kernels.h"
 #include "ops/cpu_prompt.h"
@@ -36,12 +37,8 @@ class FusedCpuAttention final : public SharedAttention {
 
     ggml_tensor * build(ggml_context * ctx, ggml_cgraph *, int32_t il, const AttnInputs & inputs) override {
         Node & node = nodes_[il];
-        node.has_k = inputs.k_cur != nullptr;
-        node.has_q = inputs.q != nullptr;
-        ggml_tensor * args[4] = {inputs.v_cur};
-        int n_args = 1;
-        if (inputs.k_cur) args[n_args++] = inputs.k_cur;
-        if (inputs.q) args[n_args++] = inputs.q;
+        ggml_tensor * args[AttnNodeInputs::n_most + 1];
+        int n_args = node.inputs.pack(inputs, args);
         if (step_.n_tokens == 1) {
             ggml_tensor * scored = ggml_custom_4d(ctx, GGML_TYPE_F32, 1, 1, 1, 1, args, n_args,
                                                   &FusedCpuAttention::score, GGML_N_TASKS_MAX, &node);
@@ -61,29 +58,21 @@ class FusedCpuAttention final : public SharedAttention {
     struct Node {
         FusedCpuAttention * self = nullptr;
         const AttnLayer * layer = nullptr;
-        bool has_k = false, has_q = false;
-
-        AttnInputs inputs(const ggml_tensor * dst) const {
-            AttnInputs inputs;
-            inputs.v_cur = dst->src[0];
-            if (has_k) inputs.k_cur = dst->src[1];
-            if (has_q) inputs.q = dst->src[has_k ? 2 : 1];
-            return inputs;
-        }
+        AttnNodeInputs inputs = {};
     };
 
     static void score(ggml_tensor * dst, int ith, int, void * userdata) {
         const Node & node = *static_cast<const Node *>(userdata);
-        node.self->decode_.score(*node.layer, node.inputs(dst), ith);
+        node.self->decode_.score(*node.layer, node.inputs.unpack(dst), ith);
     }
 
     static void attend(ggml_tensor * dst, int ith, int, void * userdata) {
         const Node & node = *static_cast<const Node *>(userdata);
         FusedCpuAttention & self = *node.self;
         if (self.step_.n_tokens == 1) {
-            self.decode_.weigh(*node.layer, node.inputs(dst), dst, ith);
+            self.decode_.weigh(*node.layer, node.inputs.unpack(dst), dst, ith);
         } else {
-            self.prompt_.run(*node.layer, node.inputs(dst), dst, ith);
+            self.prompt_.run(*node.layer, node.inputs.unpack(dst), dst, ith);
         }
     }
 

@@ -6,6 +6,7 @@
 
 #include "device/device_memory.h"
 #include "device/proxy_backend.h"
+#include "ops/attn_node.h"
 #include "pysa/error.h"
 
 namespace pysa {
@@ -67,12 +68,8 @@ class FusedGpuAttention final : public SharedAttention {
 
     ggml_tensor * build(ggml_context * ctx, ggml_cgraph *, int32_t il, const AttnInputs & inputs) override {
         Node & node = nodes_[il];
-        node.has_k = inputs.k_cur != nullptr;
-        node.has_q = inputs.q != nullptr;
-        ggml_tensor * args[3] = {inputs.v_cur};
-        int n_args = 1;
-        if (inputs.k_cur) args[n_args++] = inputs.k_cur;
-        if (inputs.q) args[n_args++] = inputs.q;
+        ggml_tensor * args[AttnNodeInputs::n_most];
+        const int n_args = node.inputs.pack(inputs, args);
         return add_gpu_node(ctx, int64_t(table_.hp.n_embd_head_v) * table_.hp.n_head, step_.n_tokens, args, n_args,
                             &node);
     }
@@ -101,7 +98,7 @@ class FusedGpuAttention final : public SharedAttention {
 
         FusedGpuAttention * self = nullptr;
         int32_t il = 0;
-        bool has_k = false, has_q = false;
+        AttnNodeInputs inputs;
     };
 
     const char * launch(const Node & node, ggml_tensor * dst, void * stream) const {
@@ -111,10 +108,7 @@ class FusedGpuAttention final : public SharedAttention {
         call.kv_heads =
             reinterpret_cast<const gpu::KvHead *>(memory_.data() + kv_heads_at_) + node.il * table_.hp.n_head_kv;
         call.step = reinterpret_cast<const gpu::Step *>(memory_.data() + step_at_);
-        AttnInputs in;
-        in.v_cur = dst->src[0];
-        if (node.has_k) in.k_cur = dst->src[1];
-        if (node.has_q) in.q = dst->src[node.has_k ? 2 : 1];
+        const AttnInputs in = node.inputs.unpack(dst);
         if (in.q) {
             call.q = static_cast<const float *>(in.q->data);
             call.q_head = int64_t(in.q->nb[1]);
