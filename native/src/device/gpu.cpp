@@ -122,8 +122,6 @@ DeviceInfo Gpu::info() const {
     return info;
 }
 
-int64_t Gpu::free_bytes() const { return info().free_bytes; }
-
 int64_t Gpu::room(ggml_backend_buffer_type_t type) {
     size_t free = 0, total = 0;
     ggml_backend_dev_memory(ggml_backend_buft_get_device(type), &free, &total);

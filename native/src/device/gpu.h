@@ -26,13 +26,11 @@ class Gpu {
 
     const std::string & name() const { return name_; }
     DeviceInfo info() const;
-    int64_t free_bytes() const;
     // Bytes that may still be taken of a device's memory, its reserve left alone.
     static int64_t room(ggml_backend_buffer_type_t type);
     // Memory that is left alone when weights and caches are placed: ggml's own working memory cannot fail without ending the process.
     static int64_t reserve(ggml_backend_buffer_type_t type);
     ggml_backend_buffer_type_t buffer_type() const { return ggml_backend_dev_buffer_type(device_); }
-    bool supports(const ggml_tensor * op) const { return ggml_backend_dev_supports_op(device_, op); }
     // Null if there are none, or they are switched off by PYSA_GPU_KERNELS=0.
     const gpu::AttnKernels * kernels() const { return kernels_; }
 

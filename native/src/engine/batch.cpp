@@ -46,8 +46,8 @@ void Batch::Impl::make_room(size_t n_lanes) {
     const HParams & hp = model_->hparams();
     stepper_.reset();
     n_lanes_ = 0;
-    compute_ = std::make_unique<Compute>(model_->n_threads(), 2 * step_graph_nodes(hp, n_lanes),
-                                         model_->n_gpu_layers() > 0 ? model_->placement().gpu : nullptr);
+    compute_ =
+        std::make_unique<Compute>(model_->n_threads(), 2 * step_graph_nodes(hp, n_lanes), model_->placement().gpu);
     stepper_ = std::make_unique<Stepper>(hp, model_->weights().model(), *compute_, n_lanes);
     n_lanes_ = n_lanes;
 }

@@ -68,7 +68,7 @@ std::shared_ptr<const Model> Model::open(const std::string & path, const ModelPa
     return model;
 }
 
-std::string Model::device_name() const { return n_gpu_layers() > 0 ? placement_->gpu->name() : "cpu"; }
+std::string Model::device_name() const { return placement_->gpu ? placement_->gpu->name() : "cpu"; }
 
 int32_t Model::n_gpu_layers() const { return placement_->n_gpu_layers; }
 

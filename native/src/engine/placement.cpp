@@ -81,6 +81,7 @@ Placement place_layers(const GgufFile & file, const HParams & hp, const SharingP
         if (room < n_largest) break;
         ++placement.n_gpu_layers;
     }
+    if (placement.n_gpu_layers == 0) placement.gpu = nullptr;
     return placement;
 }
 

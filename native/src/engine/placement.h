@@ -12,13 +12,11 @@
 namespace pysa {
 
 struct Placement {
-    const Gpu * gpu = nullptr;
+    const Gpu * gpu = nullptr;  // null if no layer is on one
     int32_t n_layer = 0;
     int32_t n_gpu_layers = 0;  // the last ones; the output comes after them and counts as one
 
     int32_t first_gpu_layer() const { return n_layer + 1 - n_gpu_layers; }
-    bool is_on_gpu(int32_t il) const { return il >= first_gpu_layer(); }
-    bool output_is_on_gpu() const { return n_gpu_layers > 0; }
 };
 
 // As many layers as asked for; of -1, as many as fit with a cache of params.n_ctx positions. ArgumentError, DeviceError.

@@ -40,8 +40,6 @@ int32_t first_gpu_layer_of(const Model & model, const AttnTable & table, bool kv
     return attention_cut(table, model.placement().first_gpu_layer());
 }
 
-const Gpu * gpu_of(const Model & model) { return model.n_gpu_layers() > 0 ? model.placement().gpu : nullptr; }
-
 std::vector<ggml_backend_buffer_type_t> buffer_types(const Model & model, int32_t first_gpu_layer) {
     std::vector<ggml_backend_buffer_type_t> types(size_t(model.hparams().n_layer), ggml_backend_cpu_buffer_type());
     for (size_t il = size_t(first_gpu_layer); il < types.size(); ++il) types[il] = model.placement().gpu->buffer_type();
@@ -80,7 +78,7 @@ std::unique_ptr<SharedAttention> Session::Impl::make_attention() const {
 Session::Impl::Impl(std::shared_ptr<const Model> model, const SessionParams & params, const SharingPlan & plan)
     : model_(std::move(model)), hp_(model_->hparams()), params_(checked(params, hp_)), plan_(plan),
       table_(make_attn_table(plan_, hp_)), first_gpu_layer_(first_gpu_layer_of(*model_, table_, params_.kv_offload)),
-      compute_(model_->n_threads(), 2 * step_graph_nodes(hp_), gpu_of(*model_)),
+      compute_(model_->n_threads(), 2 * step_graph_nodes(hp_), model_->placement().gpu),
       cache_(hp_, make_cache_layout(plan_, hp_, params_.n_slack),
              parse_cache_types(params_.type_k, params_.type_v, hp_), buffer_types(*model_, first_gpu_layer_),
              params_.n_ctx) {
