@@ -10,7 +10,8 @@ JOBS ?= $(shell nproc)
 test-gpu:
 	tests/gpu/run.sh "$(PYTHON)" "$(BUILD)" "$(GPU)" "$(JOBS)"
 
-# The composed attention on Vulkan; Mesa's lavapipe will do (Debian: mesa-vulkan-drivers libvulkan-dev glslc spirv-headers).
+# The composed attention on Vulkan; Mesa's lavapipe will do. Debian 13: mesa-vulkan-drivers libvulkan-dev glslc spirv-headers
+# (Debian 12's headers are too old, its lavapipe crashes: docs/gpu.md).
 test-vulkan:
 	tests/gpu/vulkan.sh "$(PYTHON)" build/vulkan "$(JOBS)"
 

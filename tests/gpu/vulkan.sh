@@ -17,13 +17,7 @@ cp "$build"/native/_native*.so "$package/pysa/"
 export GGML_VK_VISIBLE_DEVICES=${GGML_VK_VISIBLE_DEVICES:-0} GGML_VK_DISABLE_F16=1
 cd "$package" # Python looks here first
 "$python" -c 'import pysa; names = [d.name for d in pysa.devices()]; print(names); assert "Vulkan0" in names'
-# A process for each test: lavapipe of Mesa 22.3 does not outlive many models in one.
-failed=0
-while IFS= read -r test; do
-    "$python" -m pytest -q --no-header --no-summary -p no:cacheprovider "$tests/gpu/test_vulkan.py::${test#*::}" || {
-        echo "failed: $test"
-        failed=$((failed + 1))
-    }
-done < <("$python" -m pytest --collect-only -q -p no:cacheprovider "$tests/gpu/test_vulkan.py" | grep '::')
-echo "$failed failed"
-[ "$failed" -eq 0 ]
+status=0
+"$python" -m pytest -q -p no:cacheprovider "$tests/gpu/test_vulkan.py" || status=$?
+[ "$status" -lt 128 ] || echo "the driver crashed: lavapipe of Mesa 22.3 does, of 25.0 it does not; see docs/gpu.md" >&2
+exit "$status"

@@ -30,15 +30,17 @@ bool is_gpu(ggml_backend_dev_t device) {
     return type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
 }
 
-std::string backend_of(ggml_backend_dev_t device) {
-    return ggml_backend_reg_name(ggml_backend_dev_backend_reg(device));
+#ifdef PYSA_CUDA
+bool is_cuda(ggml_backend_dev_t device) {
+    return std::strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(device)), "CUDA") == 0;
 }
+#endif
 
 std::unique_ptr<Gpu> make_gpu(ggml_backend_dev_t device) {
     const gpu::AttnKernels * kernels = nullptr;
     StreamOf stream_of = nullptr;
 #ifdef PYSA_CUDA
-    if (backend_of(device) == "CUDA") {
+    if (is_cuda(device)) {
         if (!missing_cuda_library().empty()) return nullptr;  // its functions would end the process
         if (kernels_are_wanted()) kernels = &gpu::cuda_attn_kernels(), stream_of = &cuda_stream_of;
     }
@@ -136,12 +138,10 @@ int64_t Gpu::reserve(ggml_backend_buffer_type_t type) {
 
 const char * Gpu::fault() const {
 #ifdef PYSA_CUDA
-    if (backend_of(device_) == "CUDA") return cuda_device_fault(std::atoi(name_.c_str() + std::strlen("CUDA")));
+    if (is_cuda(device_)) return cuda_device_fault(std::atoi(name_.c_str() + std::strlen("CUDA")));
 #endif
     return nullptr;
 }
-
-bool Gpu::copies_quantised_rows() const { return backend_of(device_) != "Vulkan"; }
 
 ggml_backend_t Gpu::start() const {
     ggml_backend_t backend = proxy_ ? proxy_->start() : ggml_backend_dev_init(device_, nullptr);

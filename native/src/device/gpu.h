@@ -34,10 +34,6 @@ class Gpu {
     // Null if there are none, or they are switched off by PYSA_GPU_KERNELS=0.
     const gpu::AttnKernels * kernels() const { return kernels_; }
 
-    // Whether ggml converts quantised rows there as they should be: on lavapipe, its Vulkan backend (0.25.3) did not where several
-    // heads' rows came to no multiple of 256 values.
-    bool copies_quantised_rows() const;
-
     // Null if this build has code for the device, or why not; asking starts the device.
     const char * fault() const;
 

@@ -2,7 +2,6 @@
 #include "pysa/session.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/pages.h"
 #include "engine/placement.h"
@@ -64,11 +63,6 @@ std::unique_ptr<SharedAttention> Session::Impl::make_attention() const {
         } else {
             on_gpu = make_composed_attention(table_, cache_);
         }
-        const bool is_quantised = ggml_is_quantized(cache_.types().k) || ggml_is_quantized(cache_.types().v);
-        if (std::strcmp(on_gpu->name(), "composed") == 0 && is_quantised && !gpu.copies_quantised_rows())
-            throw DeviceError("type_k, type_v: expected f32, f16 or bf16: " + gpu.name() +
-                              "'s backend copies quantised rows wrongly, got " + params_.type_k + " and " +
-                              params_.type_v + "; choose f16, or kv_offload off");
     }
     if (is_composed) return make_composed_attention(table_, cache_);  // one for both sides
     if (!on_cpu) return on_gpu;

@@ -44,7 +44,11 @@ class ComposedAttention final : public SharedAttention {
         inputs_.begin(ctx, step);
     }
 
-    ggml_tensor * build(ggml_context * ctx, ggml_cgraph * gf, int32_t il, const AttnInputs & in) override {
+    ggml_tensor * build(ggml_context * ctx, ggml_cgraph * gf, int32_t il, const AttnInputs & given) override {
+        AttnInputs in = given;
+        // Whole, before heads are viewed: ggml-vulkan (0.25.3) casts quantised rows as if a view's offset were an aligned one.
+        if (in.k_cur) in.k_cur = as_f32(ctx, in.k_cur);
+        if (in.v_cur) in.v_cur = as_f32(ctx, in.v_cur);
         ggml_tensor * out = nullptr;
         ggml_tensor * q = in.q ? ggml_permute(ctx, in.q, 0, 2, 1, 3) : nullptr;  // [n_embd_head_k, n_tokens, n_head]
         for (const Run & run : runs(il)) {
@@ -93,7 +97,7 @@ class ComposedAttention final : public SharedAttention {
         return t->type == GGML_TYPE_F32 ? t : ggml_cast(ctx, t, GGML_TYPE_F32);
     }
 
-    // All n_kv rows of a full tensor's heads: f32 [n_embd_head, n_kv, n].
+    // All n_kv rows of a full tensor's heads: f32 [n_embd_head, n_kv, n]. Blocks of SplitCache::n_block rows keep heads aligned.
     ggml_tensor * full_rows(ggml_context * ctx, ggml_tensor * full, int64_t index, int64_t n) const {
         return as_f32(
             ctx, ggml_view_3d(ctx, full, full->ne[0], step_.n_kv(), n, full->nb[1], full->nb[2], index * full->nb[2]));
@@ -102,7 +106,7 @@ class ComposedAttention final : public SharedAttention {
     // The rows of the window, older positions first, then the ubatch: f32 [n_embd_head, n_window, n].
     ggml_tensor * window_rows(ggml_context * ctx, ggml_tensor * store, ggml_tensor * row_index, int64_t index,
                               ggml_tensor * cur, const Run & run) const {
-        ggml_tensor * rows = as_f32(ctx, heads(ctx, cur, run.kv_begin, run.n_kv_heads()));
+        ggml_tensor * rows = heads(ctx, cur, run.kv_begin, run.n_kv_heads());
         if (inputs_.n_old() == 0) return rows;
         ggml_tensor * which = ggml_view_2d(ctx, row_index, row_index->ne[0], run.n_kv_heads(), row_index->nb[1], 0);
         ggml_tensor * old = ggml_get_rows(ctx, heads(ctx, store, index, run.n_kv_heads()), which);
