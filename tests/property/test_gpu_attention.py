@@ -16,7 +16,7 @@ from helpers.plans import CASES, MQA, Case, build_plan, by_name, relative_error
 from helpers.plans import TOLERANCES as CPU_TOLERANCES
 from numpy.typing import NDArray
 
-HEAD_SIZES = (64, 96, 128, 256)
+HEAD_SIZES = (32, 64, 96, 128, 256)
 N_SINGLE = (
     20  # tokens of an emulated case that come one by one, at its end: a fiber for each thread of a GPU takes its time
 )

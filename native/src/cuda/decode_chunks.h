@@ -13,7 +13,9 @@ constexpr int n_decode_warps = n_decode_threads / n_lanes;
 static_assert(n_decode_threads == n_chunk, "a thread for each row of a chunk");
 
 // A row takes this many lanes; of 96 values, four of them idle.
-PYSA_BOTH constexpr int lanes_per_row(int n_embd) { return n_embd <= 64 ? 8 : n_embd <= 128 ? 16 : 32; }
+PYSA_BOTH constexpr int lanes_per_row(int n_embd) {
+    return n_embd <= 32 ? 4 : n_embd <= 64 ? 8 : n_embd <= 128 ? 16 : 32;
+}
 
 struct Chunk {
     int is_far;

@@ -28,6 +28,7 @@ template <RowType type, int n_embd> const char * launch_weigh_of(const Call & ca
 
 template <RowType type> const char * launch_score(const Call & call, int n_blocks, void * stream) {
     switch (call.shape.n_embd_k) {
+        case 32: return launch_score_of<type, 32>(call, n_blocks, stream);
         case 64: return launch_score_of<type, 64>(call, n_blocks, stream);
         case 96: return launch_score_of<type, 96>(call, n_blocks, stream);
         case 128: return launch_score_of<type, 128>(call, n_blocks, stream);
@@ -38,6 +39,7 @@ template <RowType type> const char * launch_score(const Call & call, int n_block
 
 template <RowType type> const char * launch_weigh(const Call & call, int n_blocks, void * stream) {
     switch (call.shape.n_embd_v) {
+        case 32: return launch_weigh_of<type, 32>(call, n_blocks, stream);
         case 64: return launch_weigh_of<type, 64>(call, n_blocks, stream);
         case 96: return launch_weigh_of<type, 96>(call, n_blocks, stream);
         case 128: return launch_weigh_of<type, 128>(call, n_blocks, stream);

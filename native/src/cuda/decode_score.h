@@ -104,7 +104,8 @@ PYSA_DEVICE void score_rows(const ChunkRows & rows, int n_rows, const char * que
                             float kq_scale, float * scores) {
     using Format = RowFormat<type, n_embd>;
     constexpr int n_over = lanes_per_row(n_embd), n_at_once = n_lanes / n_over;
-    constexpr int n_unroll = n_batch > 4 || (type == RowType::f32 && n_over < n_lanes) ? 4 : 8;
+    constexpr int n_unroll = n_over < 8 || n_batch > 4 || (type == RowType::f32 && n_over < n_lanes) ? 4 : 8;
+    static_assert(n_unroll * n_at_once <= n_lanes, "a warp has a row for each of its lanes");
     constexpr int n_left = n_unroll * n_batch / n_over;
     const int own = lane() % n_over;
     const bool is_idle = own >= n_embd / n_piece;

@@ -13,7 +13,7 @@ template <int n_embd> struct PromptDims {
     static constexpr int n_threads = n_warps * n_lanes;
     static constexpr int n_rows = n_warps * 16;
     static constexpr int n_blocks_per_sm =
-        n_embd == 64 || n_embd == 256 ? 2 : 1;                             // so many registers are left to a thread
+        n_embd <= 64 || n_embd == 256 ? 2 : 1;                             // so many registers are left to a thread
     static constexpr bool q_in_registers = n_embd == 96 || n_embd == 128;  // else in shared memory
     static constexpr bool is_swizzled = n_embd % 64 == 0;                  // else padded
     static constexpr int row_bytes = 2 * n_embd + (is_swizzled ? 0 : 16);
