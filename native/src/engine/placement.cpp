@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "graph/weights.h"
 #include "kv/cache_layout.h"
 #include "kv/cache_types.h"
 #include "pysa/error.h"
@@ -11,21 +12,14 @@ namespace pysa {
 
 namespace {
 
-// The layer that a tensor is of; n_layer: of the output; -1: of what stays with the CPU.
-int32_t layer_of(const std::string & name, int32_t n_layer) {
-    if (name.rfind("blk.", 0) == 0) return std::atoi(name.c_str() + 4);
-    return name.rfind("output", 0) == 0 ? n_layer : -1;
-}
-
 // Bytes of each layer's tensors, the output's last.
-std::vector<int64_t> weight_bytes(const GgufFile & file, int32_t n_layer) {
-    std::vector<int64_t> bytes(size_t(n_layer) + 1, 0);
-    for (const GgufTensor & tensor : file.tensors()) {
-        const int32_t il = layer_of(tensor.name, n_layer);
-        if (il >= 0 && il <= n_layer) bytes[size_t(il)] += int64_t(tensor.size_bytes);
+std::vector<int64_t> weight_bytes(const GgufFile & file, const HParams & hp) {
+    std::vector<int64_t> bytes(size_t(hp.n_layer) + 1, 0);
+    ModelWeights places;  // of the specs; nothing is loaded
+    for (const TensorSpec & spec : tensor_specs(find_arch(hp.arch), hp, places)) {
+        const GgufTensor * tensor = find_tensor(file, spec);
+        if (tensor && spec.il >= 0) bytes[size_t(spec.il)] += int64_t(tensor->size_bytes);
     }
-    const GgufTensor * embd = file.find_tensor("token_embd.weight");
-    if (!file.find_tensor("output.weight") && embd) bytes.back() += int64_t(embd->size_bytes);
     return bytes;
 }
 
@@ -64,7 +58,7 @@ Placement place_layers(const GgufFile & file, const HParams & hp, const SharingP
     const int64_t n_ctx = params.n_ctx > 0 ? params.n_ctx : hp.n_ctx_train;
     const CacheTypes types = parse_cache_types(params.type_k, params.type_v, hp);
     const CacheLayout layout = make_cache_layout(plan, hp, 0);
-    const std::vector<int64_t> weights = weight_bytes(file, hp.n_layer);
+    const std::vector<int64_t> weights = weight_bytes(file, hp);
     int64_t room = Gpu::room(placement.gpu->buffer_type()) - step_bytes(hp, plan, n_ctx, params.n_ubatch);
     int64_t n_largest = 0;  // bytes of a layer's cache: while it grows it is there twice
     for (int32_t il = hp.n_layer; il >= 0; --il) {

@@ -41,8 +41,8 @@ std::vector<TensorSpec> tensor_specs(const ArchSpec & arch, const HParams & hp, 
     std::vector<TensorSpec> specs = {
         {"token_embd.weight", {n_embd, hp.n_vocab}, required, WeightUse::lookup, &w.token_embd},
         {"rope_freqs.weight", {hp.rope.n_rot / 2}, arch.rope_freqs, elem, &w.rope_freqs},
-        {"output_norm.weight", {n_embd}, required, elem, &w.output_norm},
-        {"output.weight", {n_embd, hp.n_vocab}, optional, mul, &w.output},
+        {"output_norm.weight", {n_embd}, required, elem, &w.output_norm, false, hp.n_layer},
+        {"output.weight", {n_embd, hp.n_vocab}, optional, mul, &w.output, false, hp.n_layer},
     };
     for (int32_t il = 0; il < hp.n_layer; ++il) {
         LayerWeights & l = w.layers[il];

@@ -55,7 +55,7 @@ struct TensorSpec {
     WeightUse use;
     ggml_tensor ** place;      // in ModelWeights
     bool scores_only = false;  // used for q and k alone: a pruned file may lack it
-    int32_t il = -1;
+    int32_t il = -1;           // n_layer: of the output; -1: of no layer, it stays with the CPU
 };
 
 // Every tensor the architecture can have. `weights.layers` is sized here; the places point into `weights`.

@@ -90,6 +90,11 @@ ggml_backend_buffer_type_t gpu_type(const Gpu & gpu, const TensorSpec & spec, co
 
 }  // namespace
 
+const GgufTensor * find_tensor(const GgufFile & file, const TensorSpec & spec) {
+    const GgufTensor * tensor = file.find_tensor(spec.name);
+    return !tensor && spec.name == "output.weight" ? file.find_tensor("token_embd.weight") : tensor;
+}
+
 Weights::Weights(std::shared_ptr<const GgufFile> file, const HParams & hp, bool pruned, WeightOptions options)
     : file_(std::move(file)) {
     std::vector<TensorSpec> specs = tensor_specs(find_arch(hp.arch), hp, model_);
@@ -101,10 +106,10 @@ Weights::Weights(std::shared_ptr<const GgufFile> file, const HParams & hp, bool 
             copy.il = hp.n_layer;
             specs.push_back(copy);
         }
-    load(specs, hp, options);
+    load(specs, options);
 }
 
-void Weights::load(const std::vector<TensorSpec> & specs, const HParams & hp, const WeightOptions & options) {
+void Weights::load(const std::vector<TensorSpec> & specs, const WeightOptions & options) {
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     ggml_backend_buffer_type_t plain = ggml_backend_dev_buffer_type(cpu);
     const std::vector<ggml_backend_buffer_type_t> repacked =
@@ -116,14 +121,12 @@ void Weights::load(const std::vector<TensorSpec> & specs, const HParams & hp, co
     };
     std::map<ggml_backend_buffer_type_t, std::vector<Entry>> by_type;
     for (const TensorSpec & spec : specs) {
-        const bool tied_output = spec.name == "output.weight" && !file_->find_tensor(spec.name);
-        const GgufTensor * tensor =
-            tied_output ? file_->find_tensor("token_embd.weight") : file_->find_tensor(spec.name);
+        const GgufTensor * tensor = find_tensor(*file_, spec);
         if (!tensor || spec.presence == Presence::absent) continue;
+        const bool tied_output = tensor->name != spec.name;
         ggml_backend_buffer_type_t type = plain;
-        const bool is_output = spec.name.rfind("output", 0) == 0;
-        const int32_t il = is_output ? hp.n_layer : spec.il;
-        if (options.gpu && il >= options.first_gpu_layer && il >= 0) type = gpu_type(*options.gpu, spec, *tensor);
+        if (options.gpu && spec.il >= options.first_gpu_layer && spec.il >= 0)
+            type = gpu_type(*options.gpu, spec, *tensor);
         if (spec.use == WeightUse::multiply && type == plain) {
             for (ggml_backend_buffer_type_t candidate : repacked)
                 if (type == plain && can_multiply(cpu, candidate, *tensor)) type = candidate;

@@ -21,6 +21,9 @@ struct WeightOptions {
     int32_t first_gpu_layer = 0;  // n_layer: the output alone
 };
 
+// Where a file has what a spec asks for: an output that it lacks is the embedding. Null if there is none.
+const GgufTensor * find_tensor(const GgufFile & file, const TensorSpec & spec);
+
 class Weights {
   public:
     // Checks every tensor against the architecture's list first (ModelFileError with all faults), then loads.
@@ -36,7 +39,7 @@ class Weights {
         void operator()(ggml_context * ctx) const { ggml_free(ctx); }
     };
 
-    void load(const std::vector<TensorSpec> & specs, const HParams & hp, const WeightOptions & options);
+    void load(const std::vector<TensorSpec> & specs, const WeightOptions & options);
 
     std::shared_ptr<const GgufFile> file_;  // keeps the mapping alive
     ModelWeights model_;
