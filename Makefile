@@ -15,8 +15,9 @@ test-gpu:
 test-vulkan:
 	tests/gpu/vulkan.sh "$(PYTHON)" build/vulkan "$(JOBS)"
 
-# Our kernels for every architecture that is supported; no card is needed.
+# Our kernels for every architecture that is supported; no card is needed. CUDA before 12.8: ARCHITECTURES without 120.
+ARCHITECTURES ?= 75-real;80-real;86-real;89-real;90-real;120-real
 compile-gpu:
-	cmake -S . -B build/compile-gpu -G Ninja -DPYSA_CUDA=ON "-DPYSA_CUDA_ARCHITECTURES=75-real;80-real;86-real;89-real;90-real;120-real" \
+	cmake -S . -B build/compile-gpu -G Ninja -DPYSA_CUDA=ON "-DPYSA_CUDA_ARCHITECTURES=$(ARCHITECTURES)" \
 		-DPython_EXECUTABLE="$$(command -v $(PYTHON))"
 	cmake --build build/compile-gpu --target pysa_cuda_kernels pysa_cuda_stream -j $(JOBS)
