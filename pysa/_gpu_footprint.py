@@ -22,6 +22,9 @@ class Room:
     n_layers: int = -1
 
 
+NO_GPU = Room("cpu", 0, 0)
+
+
 @dataclass(frozen=True)
 class Part:
     """What is on the GPU. Sizes in bytes; `host_weights_bytes` is what that leaves to the host."""

@@ -19,7 +19,7 @@ from pysa._footprint import (
     process_bytes,
     read_shape,
 )
-from pysa._gpu_footprint import Load, Room
+from pysa._gpu_footprint import NO_GPU, Load, Room
 from pysa._memory_budget import available_bytes, parse_memory
 from pysa.device import find_device
 from pysa.errors import ArgumentError, PlanError
@@ -198,12 +198,10 @@ def fit_shape(
     n_ubatch: int = 512,
     n_ctx_max: int | None = None,
     distant_budget_bytes: int = DISTANT_BUDGET_BYTES,
-    room: Room | None = None,
+    room: Room = NO_GPU,
 ) -> Fit:
     """fit() for a model that need not be there; the arguments have been checked."""
     limited_by, limit = ("n_ctx_train", shape.n_ctx_train) if n_ctx_max is None else ("n_ctx_max", n_ctx_max)
-
-    room = room or Room("cpu", 0, 0)
 
     def taken(n_ctx: int, why: str = "memory") -> Fit:
         gpu = Load(shape, plan, n_ctx, types, n_sessions, n_ubatch, distant_budget_bytes).placed(room)
@@ -261,8 +259,8 @@ def _too_little(least: Fit, exceeded: str) -> str:
     )
 
 
-def _room(device: str | None, gpu_memory: int | str | None, n_gpu_layers: int) -> Room | None:
-    """The GPU that is to be counted with; None: none."""
+def _room(device: str | None, gpu_memory: int | str | None, n_gpu_layers: int) -> Room:
+    """The GPU that is to be counted with."""
     n_bytes = None if gpu_memory is None else parse_memory(gpu_memory, "gpu_memory")
     found = None if device is None else find_device(check_text("device", device))
     if found is not None:
@@ -272,7 +270,7 @@ def _room(device: str | None, gpu_memory: int | str | None, n_gpu_layers: int) -
     if n_bytes is not None or n_gpu_layers > 0:
         name = "gpu_memory" if n_bytes is not None else "n_gpu_layers"
         raise ArgumentError(f"{name}: there is no GPU: expected device= to name one, got {device!r}")
-    return None
+    return NO_GPU
 
 
 def _resolve(plan: Plan | Mapping[str, Any] | PathLike | None, own: Plan | None, path: str, shape: Shape) -> Plan:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.gpus import on_gpu
+from helpers.gpus import check_going_back, on_gpu
 from helpers.plans import CASES, GQA2, Case, build_plan, relative_error
 
 import pysa
@@ -58,14 +58,7 @@ def test_any_number_of_layers_gives_what_the_cpu_does(n_gpu_layers: int, options
 def test_going_back_is_exact(type_kv: str, folder: Path) -> None:
     """The rows that a checkpoint keeps of overwritten rings are fetched from the device, and put back."""
     with on_gpu(GQA2.write(folder), NAMES[0]) as model:
-        session = model.session(plan=PLAN, type_k=type_kv, type_v=type_kv)
-        session.eval(TOKENS[:90])
-        session.checkpoint()
-        before = session.eval(TOKENS[90:94], logits="all")
-        for i in range(94, 160, 3):
-            session.eval(TOKENS[i : i + 3])
-        session.truncate(90)
-        np.testing.assert_array_equal(session.eval(TOKENS[90:94], logits="all"), before)
+        check_going_back(model.session(plan=PLAN, type_k=type_kv, type_v=type_kv), TOKENS)
 
 
 @pytest.mark.parametrize("type_kv", ["f32", "q8_0"])

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import pysa
 
@@ -65,3 +67,14 @@ def in_child(source: str, *arguments: str | Path, **variables: str) -> str:
 def on_gpu(path: Path, device: str, **options: Any) -> pysa.Model:
     """The model with all its layers on the device, or as `options` say."""
     return pysa.Model(path, **{"n_threads": 1, "device": device, "n_gpu_layers": 999, **options})
+
+
+def check_going_back(session: pysa.Session, tokens: NDArray[Any]) -> None:
+    """An empty session gives bit by bit the same after a truncation, though its ring was overwritten meanwhile."""
+    session.eval(tokens[:90])
+    session.checkpoint()
+    before = session.eval(tokens[90:94], logits="all")
+    for i in range(94, 160, 3):
+        session.eval(tokens[i : i + 3])
+    session.truncate(90)
+    np.testing.assert_array_equal(session.eval(tokens[90:94], logits="all"), before)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.gpus import emulated_gpu, in_child, on_gpu
+from helpers.gpus import check_going_back, emulated_gpu, in_child, on_gpu
 from helpers.plans import GQA2, build_plan, make_plan, owners
 from helpers.talking_gguf import CHATML
 from numpy.typing import NDArray
@@ -131,14 +131,7 @@ def test_scores_do_not_cross_over(path: Path, n_gpu_layers: int, follows: tuple[
 def test_going_back_is_exact(path: Path, plan: pysa.Plan) -> None:
     """A ring that has overwritten the window before a checkpoint, in memory that the host must copy."""
     with on_gpu(path, "EMU0") as model:
-        session = model.session(plan=plan, attention="composed")
-        session.eval(TOKENS[:90])
-        session.checkpoint()
-        before = session.eval(TOKENS[90:94], logits="all")
-        for i in range(94, 160, 3):
-            session.eval(TOKENS[i : i + 3])
-        session.truncate(90)
-        np.testing.assert_array_equal(session.eval(TOKENS[90:94], logits="all"), before)
+        check_going_back(model.session(plan=plan, attention="composed"), TOKENS)
 
 
 def test_a_saved_session_goes_on_on_either_side(path: Path, plan: pysa.Plan, tmp_path: Path) -> None:

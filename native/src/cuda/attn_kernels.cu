@@ -26,7 +26,9 @@ class Placer {
     size_t n_bytes_ = 0;
 };
 
-bool is_head_size(int32_t n) { return n == 32 || n == 64 || n == 96 || n == 128 || n == 256; }
+bool is_head_size(int32_t n) {
+    return with_head_size(n, [](auto) { return true; }, false);
+}
 
 // One head size, as several tokens need it.
 bool supports(const Shape & shape) {

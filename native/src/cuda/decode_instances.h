@@ -4,6 +4,7 @@
 #include "cuda/decode_launch.h"
 #include "cuda/decode_score.h"
 #include "cuda/decode_weigh.h"
+#include "cuda/head_sizes.h"
 
 namespace pysa::gpu {
 inline namespace PYSA_GPU_FLAVOUR {
@@ -27,25 +28,13 @@ template <RowType type, int n_embd> const char * launch_weigh_of(const Call & ca
 }
 
 template <RowType type> const char * launch_score(const Call & call, int n_blocks, void * stream) {
-    switch (call.shape.n_embd_k) {
-        case 32: return launch_score_of<type, 32>(call, n_blocks, stream);
-        case 64: return launch_score_of<type, 64>(call, n_blocks, stream);
-        case 96: return launch_score_of<type, 96>(call, n_blocks, stream);
-        case 128: return launch_score_of<type, 128>(call, n_blocks, stream);
-        case 256: return launch_score_of<type, 256>(call, n_blocks, stream);
-    }
-    return "no kernel for keys of this head size";
+    const auto launch = [&](auto n) { return launch_score_of<type, decltype(n)::value>(call, n_blocks, stream); };
+    return with_head_size(call.shape.n_embd_k, launch, "no kernel for keys of this head size");
 }
 
 template <RowType type> const char * launch_weigh(const Call & call, int n_blocks, void * stream) {
-    switch (call.shape.n_embd_v) {
-        case 32: return launch_weigh_of<type, 32>(call, n_blocks, stream);
-        case 64: return launch_weigh_of<type, 64>(call, n_blocks, stream);
-        case 96: return launch_weigh_of<type, 96>(call, n_blocks, stream);
-        case 128: return launch_weigh_of<type, 128>(call, n_blocks, stream);
-        case 256: return launch_weigh_of<type, 256>(call, n_blocks, stream);
-    }
-    return "no kernel for values of this head size";
+    const auto launch = [&](auto n) { return launch_weigh_of<type, decltype(n)::value>(call, n_blocks, stream); };
+    return with_head_size(call.shape.n_embd_v, launch, "no kernel for values of this head size");
 }
 
 }  // namespace PYSA_GPU_FLAVOUR

@@ -1,12 +1,9 @@
 #include "cuda/prompt.h"
-#include "cuda/prompt_launch.h"
 
 namespace pysa::gpu {
 inline namespace PYSA_GPU_FLAVOUR {
 
-const char * launch_prompt_96(const Call & call, int64_t n_tokens, void * stream) {
-    return start_prompt<96>(call, n_tokens, stream);
-}
+template const char * start_prompt<96>(const Call &, int64_t, void *);
 
 }  // namespace PYSA_GPU_FLAVOUR
 }  // namespace pysa::gpu

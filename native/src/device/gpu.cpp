@@ -30,6 +30,8 @@ bool is_gpu(ggml_backend_dev_t device) {
     return type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
 }
 
+int64_t reserve_of(size_t total) { return std::min<int64_t>(256ll << 20, int64_t(total) / 16); }
+
 #ifdef PYSA_CUDA
 bool is_cuda(ggml_backend_dev_t device) {
     return std::strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(device)), "CUDA") == 0;
@@ -127,13 +129,13 @@ DeviceInfo Gpu::info() const {
 int64_t Gpu::room(ggml_backend_buffer_type_t type) {
     size_t free = 0, total = 0;
     ggml_backend_dev_memory(ggml_backend_buft_get_device(type), &free, &total);
-    return int64_t(free) - reserve(type);
+    return int64_t(free) - reserve_of(total);
 }
 
 int64_t Gpu::reserve(ggml_backend_buffer_type_t type) {
     size_t free = 0, total = 0;
     ggml_backend_dev_memory(ggml_backend_buft_get_device(type), &free, &total);
-    return std::min<int64_t>(256ll << 20, int64_t(total) / 16);
+    return reserve_of(total);
 }
 
 const char * Gpu::fault() const {

@@ -49,13 +49,12 @@ std::vector<ggml_backend_buffer_type_t> buffer_types(const Model & model, int32_
 
 std::unique_ptr<SharedAttention> Session::Impl::make_attention() const {
     const bool any_cpu = first_gpu_layer_ > 0, any_gpu = first_gpu_layer_ < hp_.n_layer;
-    const bool is_composed = params_.attention == "composed";
+    if (params_.attention == "composed") return make_composed_attention(table_, cache_);
     std::unique_ptr<SharedAttention> on_cpu, on_gpu;
-    if (any_cpu && !is_composed)
-        on_cpu = make_fused_cpu_attention(table_, cache_, compute_.n_threads(), params_.v_skip);
+    if (any_cpu) on_cpu = make_fused_cpu_attention(table_, cache_, compute_.n_threads(), params_.v_skip);
     if (any_gpu) {
         const Gpu & gpu = *compute_.gpu();
-        if (!is_composed && gpu.kernels() && gpu.kernels()->supports(gpu_attn_shape(table_, cache_, params_.v_skip))) {
+        if (gpu.kernels() && gpu.kernels()->supports(gpu_attn_shape(table_, cache_, params_.v_skip))) {
             on_gpu = make_fused_gpu_attention(table_, cache_, gpu, params_.v_skip);
         } else if (params_.attention == "fused") {
             throw DeviceError("attention: expected auto or composed: " + gpu.name() +
@@ -64,7 +63,6 @@ std::unique_ptr<SharedAttention> Session::Impl::make_attention() const {
             on_gpu = make_composed_attention(table_, cache_);
         }
     }
-    if (is_composed) return make_composed_attention(table_, cache_);  // one for both sides
     if (!on_cpu) return on_gpu;
     return on_gpu ? make_placed_attention(first_gpu_layer_, std::move(on_cpu), std::move(on_gpu)) : std::move(on_cpu);
 }
