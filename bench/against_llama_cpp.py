@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from machine import add_device_options, device_text, machine_facts
+from machine import add_device_options, device_text, machine_facts, open_model
 from report import (
     THEIRS,
     Decode,
@@ -241,18 +241,10 @@ def parsed() -> argparse.Namespace:
     return args
 
 
-def open_model(args: argparse.Namespace) -> pysa.Model:
+def open_for_both(args: argparse.Namespace) -> pysa.Model:
     """With room on the GPU for pysa's two sides, which are open together."""
     n_ctx = 2 * (max([0, *args.depths, *args.prompts, args.memory]) + (args.repeats + 1) * (args.n + 1) + SPARE)
-    return pysa.Model(
-        args.model,
-        n_threads=args.threads,
-        device=args.device,
-        n_gpu_layers=args.gpu_layers,
-        n_ctx=n_ctx,
-        type_k=args.types[0],
-        type_v=args.types[0],
-    )
+    return open_model(args, n_ctx, args.types[0])
 
 
 def one_prompt(args: argparse.Namespace) -> None:
@@ -263,7 +255,7 @@ def one_prompt(args: argparse.Namespace) -> None:
         setup = Setup(args.model, args.threads, type_, n_ctx, fill=False)
         OracleSide(THEIRS.index(name), setup).prompt(args.memory)
         return
-    with open_model(args) as model:
+    with open_for_both(args) as model:
         Run(args, model).side(name, type_, n_ctx).prompt(args.memory)
 
 
@@ -275,7 +267,7 @@ def main() -> None:
             one_prompt(args)
             return
         chosen = find_device(args.device)
-        with open_model(args) as model:
+        with open_for_both(args) as model:
             run = Run(args, model)
             if chosen is not None and model.n_gpu_layers:
                 run.results.model_device_bytes = chosen.free_bytes - (free_on(chosen.name) or 0)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import add_device_options, device_text, machine_facts
+from machine import add_device_options, device_text, machine_facts, open_model
 
 import pysa
 from pysa._arguments import CACHE_TYPES
@@ -220,15 +220,7 @@ def main() -> None:
     rows, cancelled = [], {}
     try:
         n_ctx = max(args.sessions) * (max(args.depth) + 2 * (args.n + args.turn + N_WARM))
-        with pysa.Model(
-            args.model,
-            n_threads=args.threads,
-            device=args.device,
-            n_gpu_layers=args.gpu_layers,
-            n_ctx=n_ctx,
-            type_k=args.type,
-            type_v=args.type,
-        ) as model:
+        with open_model(args, n_ctx, args.type) as model:
             facts = {
                 "model": args.model,
                 "n_threads": model.n_threads,

@@ -25,6 +25,19 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def open_model(args: argparse.Namespace, n_ctx: int, cache_type: str) -> pysa.Model:
+    """As add_device_options() and --threads want it, with room on the GPU for n_ctx tokens in all sessions together."""
+    return pysa.Model(
+        args.model,
+        args.threads,
+        device=args.device,
+        n_gpu_layers=args.gpu_layers,
+        n_ctx=n_ctx,
+        type_k=cache_type,
+        type_v=cache_type,
+    )
+
+
 def machine_facts(model: pysa.Model) -> dict[str, Any]:
     """Device and layers on it, card, driver, and the commit of this folder's repository, -dirty if it was changed."""
     return {
